@@ -1,0 +1,2 @@
+//! The per-host agent.
+fn main(){}

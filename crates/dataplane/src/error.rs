@@ -1,0 +1,39 @@
+//! Why a driver could not do its work.
+
+use std::io;
+use std::time::Duration;
+
+/// One variant per thing the *caller* may do differently.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriverError {
+    #[error("`{program}` could not be started")]
+    Spawn {
+        program: String,
+        #[source]
+        source: io::Error,
+    },
+
+    #[error("`{program}` exited with status {status} (line {line:?}): {stderr}")]
+    Rejected { program: String, status: i32, line: Option<u32>, stderr: String },
+
+    #[error("`{program}` did not finish within {after:?}")]
+    Timeout { program: String, after: Duration },
+
+    #[error("cannot parse line {line} of `{program}` output: {reason}")]
+    Readback { program: String, line: u32, reason: String },
+
+    #[error("netlink request `{request}` failed")]
+    Netlink {
+        request: String,
+        #[source]
+        source: io::Error,
+    },
+
+    #[error("cannot write {path}")]
+    Sysctl {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}

@@ -1,0 +1,1 @@
+//! The packet filter, through iptables' save and restore programs.

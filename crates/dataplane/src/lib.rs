@@ -1,0 +1,28 @@
+//! Brings the kernel to what a program says.
+
+pub mod error;
+pub mod options;
+pub mod report;
+
+use program::Changes;
+
+pub use error::DriverError;
+pub use options::{ChainInsertMode, Options, Variant};
+pub use report::{DriverReport, Report};
+
+/// Owns all drivers. Lives on the apply thread, inside a current-thread tokio runtime.
+#[derive(Debug)]
+pub struct ApplyLoop {}
+
+impl ApplyLoop {
+    /// Allocates; touches nothing outside the process.
+    pub fn new(_options: Options) -> Self {
+        unimplemented!()
+    }
+
+    /// Applies one batch (an empty one retries and refreshes what is due). The first batch is
+    /// complete: everything of ours that it does not name is swept, after proven-complete reads (I3).
+    pub async fn apply(&mut self, _changes: Changes) -> Report {
+        unimplemented!()
+    }
+}

@@ -1,0 +1,76 @@
+//! What the operator chose, as far as drivers depend on it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Options of the dataplane; plain data, built by the agent from the settings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub ipv6: bool,
+    /// `IptablesBackend`; `None` is `auto`: decided by evidence (netfilter.md 18.1).
+    pub variant: Option<Variant>,
+    pub insert_mode: ChainInsertMode,
+    /// `InterfacePrefix`.
+    pub interface_prefixes: Vec<String>,
+    /// `DeviceRouteProtocol`.
+    pub route_protocol: u8,
+    /// `RemoveExternalRoutes`.
+    pub remove_external_routes: bool,
+    /// `IptablesRefreshInterval`; `None` turns the check off.
+    pub table_refresh: Option<Duration>,
+    /// `IpsetsRefreshInterval`.
+    pub set_refresh: Option<Duration>,
+    /// `RouteRefreshInterval`.
+    pub route_refresh: Option<Duration>,
+    /// `IptablesLockProbeIntervalMillis`.
+    pub lock_probe: Duration,
+    /// Time limit of one child process.
+    pub program_timeout: Duration,
+    /// `NetlinkTimeoutSecs`.
+    pub netlink_timeout: Duration,
+    /// Root of the sysctl tree, `/proc/sys` outside tests.
+    pub sysctl_root: PathBuf,
+}
+
+/// Which of the two iptables variants is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Variant {
+    Legacy,
+    Nft,
+}
+
+impl Variant {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Legacy => "legacy",
+            Self::Nft => "nft",
+        }
+    }
+}
+
+/// `ChainInsertMode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChainInsertMode {
+    Insert,
+    Append,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ipv6: true,
+            variant: None,
+            insert_mode: ChainInsertMode::Insert,
+            interface_prefixes: vec!["cali".to_owned()],
+            route_protocol: 3,
+            remove_external_routes: true,
+            table_refresh: Some(Duration::from_secs(180)),
+            set_refresh: Some(Duration::from_secs(90)),
+            route_refresh: Some(Duration::from_secs(90)),
+            lock_probe: Duration::from_millis(50),
+            program_timeout: Duration::from_secs(30),
+            netlink_timeout: Duration::from_secs(10),
+            sysctl_root: PathBuf::from("/proc/sys"),
+        }
+    }
+}

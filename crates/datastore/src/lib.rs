@@ -1,0 +1,1 @@
+//! etcd in, typed updates out.

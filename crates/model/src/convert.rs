@@ -1,0 +1,1 @@
+//! From stored resources to internal records (datastore.md sections 3, 4).

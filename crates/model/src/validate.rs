@@ -1,0 +1,1 @@
+//! Validation of internal records (datastore.md section 5).

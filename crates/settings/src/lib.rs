@@ -1,0 +1,1 @@
+//! Configuration parameters and how layers of them resolve.

@@ -1,0 +1,1 @@
+//! Builders, fakes, namespaces and servers for tests.
