@@ -1,4 +1,4 @@
-//! IP sets.
+//! IP sets: names, kinds, members.
 
 use std::fmt;
 use std::net::IpAddr;
