@@ -1,6 +1,7 @@
 //! Brings the kernel to what a program says.
 
 pub mod error;
+pub mod iptables;
 pub mod options;
 pub mod report;
 
