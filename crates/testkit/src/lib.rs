@@ -1,1 +1,5 @@
 //! Builders, fakes, namespaces and servers for tests.
+//!
+//! A dev-dependency of anything and a dependency of `tests/` and `benches/`; never part of a release.
+
+pub mod netns;
