@@ -1,9 +1,15 @@
 //! Brings the kernel to what a program says.
 
 pub mod error;
+pub mod ipset;
 pub mod iptables;
+pub mod links;
+mod neigh;
+mod netlink;
 pub mod options;
 pub mod report;
+pub mod routes;
+pub mod sysctl;
 
 use program::Changes;
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub ipv6: bool,
+    /// `IPForwarding`: switch the host's forwarding on at start; otherwise it is left as it is.
+    pub ip_forwarding: bool,
     /// `IptablesBackend`; `None` is `auto`: decided by evidence (netfilter.md 18.1).
     pub variant: Option<Variant>,
     pub insert_mode: ChainInsertMode,
@@ -59,6 +61,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             ipv6: true,
+            ip_forwarding: true,
             variant: None,
             insert_mode: ChainInsertMode::Insert,
             interface_prefixes: vec!["cali".to_owned()],

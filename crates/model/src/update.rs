@@ -69,9 +69,13 @@ impl Update {
 }
 
 /// State of an interface that exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkState {
     pub index: u32,
     /// `IFF_RUNNING` (host.md 2.2).
     pub up: bool,
+    /// Grows whenever the interface may have gone down and come up again. The kernel drops routes and
+    /// neighbours of an interface that goes down, and a queue that keeps only the last value would
+    /// otherwise hide a short outage from those who must write them again.
+    pub generation: u32,
 }
