@@ -1,6 +1,7 @@
 //! Label maps.
 
 use crate::names::Name;
+use crate::selector::LabelSource;
 
 /// Labels of one object, sorted by key, each key once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,5 +46,11 @@ impl FromIterator<(Name, Name)> for Labels {
 impl<'a> FromIterator<(&'a str, &'a str)> for Labels {
     fn from_iter<I: IntoIterator<Item = (&'a str, &'a str)>>(entries: I) -> Self {
         entries.into_iter().map(|(key, value)| (Name::from(key), Name::from(value))).collect()
+    }
+}
+
+impl LabelSource for Labels {
+    fn label(&self, name: &str) -> Option<&str> {
+        self.get(name).map(AsRef::as_ref)
     }
 }

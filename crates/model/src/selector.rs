@@ -1,14 +1,31 @@
 //! The selector language (policy.md section 1).
+//!
+//! Fed by [`crate::convert`] with the texts of policies and rules, used by the graph to find out which
+//! endpoints and network sets are meant, and source of the names of IP sets.
+//!
+//! Invariant: whatever the text, neither parsing, printing, evaluating nor dropping panics or needs
+//! stack in proportion to the nesting (L-12).
+
+mod ast;
+mod eval;
+mod lexer;
+mod parser;
+mod restrict;
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::OnceLock;
 
 use crate::names::SetId;
+pub use restrict::{Restriction, Restrictions};
 
 /// A parsed selector. Equality is equality of canonical texts.
 #[derive(Clone)]
 pub struct Selector {
-    id: SetId,
+    tree: ast::Tree,
     canonical: Box<str>,
+    /// Computed when first asked for: selectors of policies never name a set.
+    id: OnceLock<SetId>,
 }
 
 /// Why a text is not a selector.
@@ -26,8 +43,17 @@ pub trait LabelSource {
 
 impl Selector {
     /// Parses a selector; the empty text is `all()`.
-    pub fn parse(_text: &str) -> Result<Self, ParseError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    ///
+    /// Says what was expected and where, if the text is not a selector (L-13).
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        parser::parse(text).map(Self::from_tree)
+    }
+
+    fn from_tree(tree: ast::Tree) -> Self {
+        let canonical = tree.print("").into_boxed_str();
+        Self { tree, canonical, id: OnceLock::new() }
     }
 
     /// The canonical text (L-20).
@@ -37,12 +63,46 @@ impl Selector {
 
     /// The id of its set, computed from the tree of the original text (L-23, L-31).
     pub fn id(&self) -> &SetId {
-        &self.id
+        self.id.get_or_init(|| SetId::for_selector(&self.canonical))
     }
 
     /// Evaluates the selector (L-14 to L-17).
-    pub fn matches(&self, _labels: &impl LabelSource) -> bool {
-        unimplemented!()
+    pub fn matches(&self, labels: &(impl LabelSource + ?Sized)) -> bool {
+        eval::matches(&self.tree, labels)
+    }
+
+    /// Returns the canonical text with `prefix` before every label name (L-33).
+    pub fn prefixed(&self, prefix: &str) -> String {
+        self.tree.print(prefix)
+    }
+
+    /// Returns what every object that this selector matches must satisfy (L-40).
+    pub fn restrictions(&self) -> Restrictions {
+        restrict::restrictions(&self.tree)
+    }
+
+    /// Returns the selector of the text `!(self)`.
+    ///
+    /// Unlike parsing a text made from [`Self::canonical`], this keeps nested negations as they were
+    /// written, and with them the id (L-23).
+    #[must_use]
+    pub fn negated(&self) -> Self {
+        Self::from_tree(self.tree.negated())
+    }
+
+    /// Returns the selector of the text `(self) && (other)`; see [`Self::negated`] for why not by text.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self::from_tree(self.tree.and(&other.tree))
+    }
+}
+
+/// Returns the normalised text of a selector (L-24): trimmed, and canonical if it parses.
+pub fn normalise(text: &str) -> String {
+    let text = text.trim();
+    match Selector::parse(text) {
+        Ok(selector) => selector.canonical.into_string(),
+        Err(_) => text.to_owned(),
     }
 }
 
@@ -52,8 +112,25 @@ impl PartialEq for Selector {
     }
 }
 
+impl Eq for Selector {}
+
+impl Hash for Selector {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.canonical.hash(state);
+    }
+}
+
 impl fmt::Debug for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.canonical)
     }
 }
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.canonical)
+    }
+}
+
+#[cfg(test)]
+mod tests;

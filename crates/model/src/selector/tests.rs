@@ -1,0 +1,340 @@
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::labels::Labels;
+use crate::names::{Name, unique_id};
+
+#[test]
+fn valid_selectors_have_the_canonical_text_the_id_and_the_matches_of_the_vectors() {
+    let vectors = vectors("selectors.json");
+    let cases = vectors["valid"].as_array().unwrap();
+    assert_eq!(cases.len(), 72);
+    for case in cases {
+        let selector = Selector::parse(text(&case["selector"])).unwrap_or_else(|error| panic!("{error} in {case}"));
+        assert_eq!(selector.canonical(), text(&case["canonical"]), "{case}");
+        assert_eq!(selector.id().as_str(), text(&case["id"]), "{case}");
+        for evaluation in case["evaluations"].as_array().unwrap() {
+            let labels = labels(&evaluation["labels"]);
+            assert_eq!(selector.matches(&labels), evaluation["match"].as_bool().unwrap(), "{case} {evaluation}");
+            assert_sound(&selector, &labels);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_selector_is_an_error_with_a_position_inside_the_text() {
+    let vectors = vectors("selectors.json");
+    let cases = vectors["invalid"].as_array().unwrap();
+    assert_eq!(cases.len(), 45);
+    for case in cases {
+        let text = text(&case["selector"]);
+        let error = Selector::parse(text).expect_err(text);
+        assert!(error.at <= text.len(), "{error} in {text:?}");
+    }
+}
+
+#[test]
+fn prefixes_go_before_every_label_name() {
+    let vectors = vectors("selectors.json");
+    let cases = vectors["prefixed"].as_array().unwrap();
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let selector = Selector::parse(text(&case["selector"])).unwrap();
+        assert_eq!(selector.prefixed(text(&case["prefix"])), text(&case["result"]), "{case}");
+    }
+}
+
+#[test]
+fn ids_are_the_hash_of_prefix_and_content() {
+    let vectors = vectors("ipset_ids.json");
+    let cases = vectors["hash"].as_array().unwrap();
+    assert_eq!(cases.len(), 7);
+    for case in cases {
+        assert_eq!(unique_id(text(&case["prefix"]), text(&case["content"])), text(&case["id"]), "{case}");
+    }
+}
+
+#[test]
+fn set_ids_and_kernel_names_are_those_of_the_vectors() {
+    use crate::family::Family;
+    let vectors = vectors("ipset_ids.json");
+    let mut n_checked = 0;
+    let mut check = |id: &SetId, case: &Value| {
+        n_checked += 1;
+        assert_eq!(id.as_str(), text(&case["id"]), "{case}");
+        assert_eq!(id.kernel_name(Family::V4), text(&case["kernel_name"]["v4"]), "{case}");
+        assert_eq!(id.kernel_name(Family::V6), text(&case["kernel_name"]["v6"]), "{case}");
+    };
+    for case in vectors["selector_sets"].as_array().unwrap() {
+        check(Selector::parse(text(&case["selector"])).unwrap().id(), case);
+    }
+    for case in vectors["named_port_sets"].as_array().unwrap() {
+        let selector = Selector::parse(text(&case["positive_selector"])).unwrap();
+        check(&SetId::for_named_port(selector.id(), text(&case["protocol"]), text(&case["port_name"])), case);
+    }
+    for case in vectors["service_sets"].as_array().unwrap() {
+        let (namespace, name) = (text(&case["namespace"]), text(&case["name"]));
+        let with_ports = case["type"] == "IP_AND_PORT";
+        let id = if with_ports {
+            SetId::for_service(namespace, name)
+        } else {
+            SetId::for_service_addresses(namespace, name)
+        };
+        check(&id, case);
+    }
+    assert_eq!(n_checked, 16 + 6 + 4);
+}
+
+#[test]
+fn normalising_trims_unicode_space_and_keeps_what_does_not_parse() {
+    for (given, wanted) in [
+        ("", "all()"),
+        ("\n", "all()"),
+        ("\u{a0}a=='b'\u{2003}\n", "a == \"b\""),
+        ("\n a = 'b' ", "a = 'b'"),
+        ("a\n== 'b'", "a\n== 'b'"),
+    ] {
+        assert_eq!(normalise(given), wanted, "{given:?}");
+    }
+}
+
+#[test]
+fn deep_nesting_is_parsed_printed_evaluated_and_dropped_without_stack() {
+    let depth = parser::MAX_DEPTH;
+    for (open, middle, close) in
+        [("(", "has(a)", ")"), ("!(", "has(a)", ")"), ("(b == 'x' || ", "has(a)", ")"), ("!(has(a) && ", "has(a)", ")")]
+    {
+        let text = format!("{}{middle}{}", open.repeat(depth), close.repeat(depth));
+        let selector = Selector::parse(&text).unwrap();
+        let present: Labels = [("a", "")].into_iter().collect();
+        assert!(selector.matches(&present) || open.starts_with('!'), "{open}");
+        assert_sound(&selector, &present);
+        assert!(Selector::parse(selector.canonical()).is_ok(), "{open}");
+        assert!(selector.negated().and(&selector).canonical().len() > selector.canonical().len() * 2);
+
+        let text = format!("{}{middle}{}", open.repeat(depth + 1), close.repeat(depth + 1));
+        assert_eq!(Selector::parse(&text).unwrap_err().message, "brackets nested too deeply");
+    }
+    const { assert!(parser::MAX_DEPTH >= 512) };
+}
+
+#[test]
+fn a_hostile_text_costs_time_in_proportion_to_its_length() {
+    let alternatives: Vec<String> = (0..50_000).map(|n| format!("a == '{n}'")).collect();
+    let selector = Selector::parse(&alternatives.join(" || ")).unwrap();
+    let Restrictions::Labels(labels) = selector.restrictions() else { panic!("the selector can match") };
+    assert!(matches!(labels.get("a"), Some(Restriction::OneOf(values)) if values.len() == 50_000));
+    assert!(Selector::parse(&"(".repeat(1_000_000)).is_err());
+    assert!(Selector::parse(&"!".repeat(1_000_001)).is_err());
+}
+
+#[test]
+fn combining_trees_equals_parsing_the_combined_text() {
+    for (a, b) in
+        [("role == 'web'", "env == 'dev'"), ("a == 'x' && b == 'y'", "!has(c) || has(d)"), ("", "!(!(has(a)))")]
+    {
+        let (left, right) = (Selector::parse(a).unwrap(), Selector::parse(b).unwrap());
+        let a = if a.is_empty() { "all()" } else { a };
+        let by_text = Selector::parse(&format!("({a}) && (!({b}))")).unwrap();
+        assert_eq!(left.and(&right.negated()).canonical(), by_text.canonical());
+        assert_eq!(left.and(&right.negated()).id(), by_text.id());
+    }
+}
+
+#[test]
+fn restrictions_say_what_every_match_must_satisfy() {
+    type Labels<'a> = &'a [(&'a str, &'a str)];
+    // `None`: matches nothing. `+` present, `-` absent, else the values.
+    let cases: &[(&str, Option<Labels<'_>>)] = &[
+        ("all()", Some(&[])),
+        ("global()", Some(&[])),
+        ("!all()", None),
+        ("a == 'x'", Some(&[("a", "x")])),
+        ("a in {'y', 'x'}", Some(&[("a", "x,y")])),
+        ("a in {}", None),
+        ("a not in {}", Some(&[])),
+        ("a != 'x'", Some(&[])),
+        ("!a == 'x'", Some(&[])),
+        ("!a in {}", Some(&[])),
+        ("a contains 'x' && b starts with 'y' && c ends with 'z'", Some(&[("a", "+"), ("b", "+"), ("c", "+")])),
+        ("has(a) && !has(b)", Some(&[("a", "+"), ("b", "-")])),
+        ("!!has(a)", Some(&[("a", "+")])),
+        ("!(!has(a))", Some(&[])),
+        ("!(has(a) && has(b))", Some(&[])),
+        ("has(a) && a == 'x'", Some(&[("a", "x")])),
+        ("a in {'x', 'y'} && a in {'y', 'z'}", Some(&[("a", "y")])),
+        ("a == 'x' && a == 'y'", None),
+        ("a == 'x' && !has(a)", None),
+        ("a == 'x' || a == 'y'", Some(&[("a", "x,y")])),
+        ("a == 'x' || has(a)", Some(&[("a", "+")])),
+        ("a == 'x' || !has(a)", Some(&[])),
+        ("a == 'x' || has(b)", Some(&[])),
+        ("a == 'x' || a in {}", Some(&[("a", "x")])),
+        ("a in {} || a in {}", None),
+        ("(a == 'x' && has(b)) || (has(c) && a == 'y')", Some(&[("a", "x,y")])),
+        ("(a == 'x' || a == 'y') && (b == 'z' || has(c))", Some(&[("a", "x,y")])),
+        ("!(a == 'x') && has(b)", Some(&[("b", "+")])),
+    ];
+    for (text, wanted) in cases {
+        let found = match Selector::parse(text).unwrap().restrictions() {
+            Restrictions::MatchesNothing => None,
+            Restrictions::Labels(labels) => Some(
+                labels.iter().map(|(label, restriction)| (label.to_string(), brief(restriction))).collect::<Vec<_>>(),
+            ),
+        };
+        let wanted = wanted.map(|labels| labels.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect());
+        assert_eq!(found, wanted, "{text}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "\\PC*") {
+        drop(Selector::parse(&text));
+        normalise(&text);
+    }
+
+    #[test]
+    fn nearly_a_selector_does_not_panic_either(tokens in prop::collection::vec(any_token(), 0..30)) {
+        let text: String = tokens.concat();
+        if let Ok(selector) = Selector::parse(&text) {
+            assert_round_trip(&selector);
+        }
+    }
+
+    #[test]
+    fn printing_and_parsing_again_changes_nothing(text in any_selector()) {
+        assert_round_trip(&Selector::parse(&text).unwrap());
+    }
+
+    #[test]
+    fn a_match_satisfies_the_restrictions(text in any_selector(), values in prop::collection::vec(any_label(), 0..4)) {
+        let selector = Selector::parse(&text).unwrap();
+        assert_sound(&selector, &values.into_iter().collect());
+    }
+
+    #[test]
+    fn negation_and_conjunction_mean_what_they_say(
+        a in any_selector(), b in any_selector(), values in prop::collection::vec(any_label(), 0..4)
+    ) {
+        let labels: Labels = values.into_iter().collect();
+        let (a, b) = (Selector::parse(&a).unwrap(), Selector::parse(&b).unwrap());
+        prop_assert_eq!(a.and(&b).matches(&labels), a.matches(&labels) && b.matches(&labels));
+        prop_assert_eq!(a.negated().matches(&labels), !a.matches(&labels));
+    }
+}
+
+fn any_token() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "a",
+        "b",
+        "has(a)",
+        "all()",
+        "global()",
+        "(",
+        ")",
+        "{",
+        "}",
+        ",",
+        "==",
+        "!=",
+        "!",
+        "&&",
+        "||",
+        " ",
+        "\t",
+        "'x'",
+        "\"y\"",
+        " contains ",
+        " starts with ",
+        " ends with ",
+        " not in ",
+        " in ",
+        "in",
+        "{'x'}",
+        "a == 'x'",
+        "\n",
+        "ö",
+    ])
+}
+
+fn any_label() -> impl Strategy<Value = (Name, Name)> {
+    (prop::sample::select(vec!["a", "b", "c"]), prop::sample::select(vec!["", "x", "y", "xy"]))
+        .prop_map(|(label, value)| (label.into(), value.into()))
+}
+
+fn any_selector() -> impl Strategy<Value = String> {
+    let operation = prop::sample::select(vec![
+        "a == 'x'",
+        "b != \"x\"",
+        "c contains 'y'",
+        "a starts with 'x'",
+        "b ends with 'y'",
+        "c in {'x', '', 'xy'}",
+        "a in {}",
+        "b not in {'x','y'}",
+        "has(a)",
+        "has(b)",
+        "has(c)",
+        "all()",
+        "global()",
+        "a == 'it\"s'",
+    ])
+    .prop_map(str::to_owned);
+    operation.prop_recursive(5, 40, 4, |inner| {
+        prop_oneof![
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("{a} && {b}")),
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("{a}||{b}")),
+            inner.clone().prop_map(|a| format!("({a})")),
+            inner.clone().prop_map(|a| format!("!({a})")),
+            inner.prop_map(|a| format!("! {a}")),
+        ]
+    })
+}
+
+fn assert_round_trip(selector: &Selector) {
+    let again = Selector::parse(selector.canonical()).expect("canonical text parses");
+    // Only nested negation is not a fixed point (L-23).
+    if !selector.canonical().contains("!!") {
+        assert_eq!(again.canonical(), selector.canonical());
+    }
+}
+
+fn assert_sound(selector: &Selector, labels: &Labels) {
+    if !selector.matches(labels) {
+        return;
+    }
+    let Restrictions::Labels(restrictions) = selector.restrictions() else {
+        panic!("{selector} is said to match nothing but matches {labels:?}");
+    };
+    for (label, restriction) in restrictions {
+        let holds = match (&restriction, labels.get(&label)) {
+            (Restriction::Absent, value) => value.is_none(),
+            (Restriction::Present, value) => value.is_some(),
+            (Restriction::OneOf(values), value) => value.is_some_and(|value| values.contains(value)),
+        };
+        assert!(holds, "{selector} matches {labels:?} against {label} {restriction:?}");
+    }
+}
+
+fn brief(restriction: &Restriction) -> String {
+    match restriction {
+        Restriction::Absent => "-".to_owned(),
+        Restriction::Present => "+".to_owned(),
+        Restriction::OneOf(values) => values.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(","),
+    }
+}
+
+fn vectors(file: &str) -> Value {
+    let path = format!("{}/../../tests/vectors/{file}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+fn labels(value: &Value) -> Labels {
+    value.as_object().unwrap().iter().map(|(key, value)| (key.as_str(), text(value))).collect()
+}
