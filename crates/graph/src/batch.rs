@@ -131,8 +131,9 @@ pub struct SideProgram {
 pub struct EndpointProgram {
     pub key: WorkloadEndpointKey,
     pub endpoint: Arc<WorkloadEndpoint>,
-    /// Normal tiers in order; only those with a policy that applies (T-8 to T-11).
-    pub tiers: Vec<TierProgram>,
+    /// Normal tiers in order; only those with a policy that applies (T-8 to T-11). Shared by all
+    /// endpoints that the same policies apply to: the lists can be thousands of entries long.
+    pub tiers: Arc<[TierProgram]>,
 }
 
 /// The policies of one tier that apply to one endpoint, in order (T-5).
