@@ -102,21 +102,310 @@ pub struct WorkloadEndpointKey {
     pub endpoint: Name,
 }
 
+/// Why the name of a stored workload endpoint names no endpoint (C-2).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WorkloadNameError {
+    #[error("a workload endpoint needs a namespace")]
+    NoNamespace,
+    #[error("the name is shorter than the shortest possible one of {SHORTEST_WORKLOAD_NAME} bytes")]
+    TooShort,
+    #[error("the name has {0} parts where node, orchestrator, workload and endpoint make 4")]
+    Parts(usize),
+    #[error("the last part of the name is empty")]
+    EmptyPart,
+}
+
+/// Four parts of one byte and three dashes.
+const SHORTEST_WORKLOAD_NAME: usize = 7;
+
+impl WorkloadEndpointKey {
+    /// Reads namespace and name of a stored workload endpoint (C-2).
+    ///
+    /// # Errors
+    ///
+    /// If the name is not made of four parts as C-1 makes them.
+    pub fn from_resource_name(namespace: &str, name: &str) -> Result<Self, WorkloadNameError> {
+        if namespace.is_empty() {
+            return Err(WorkloadNameError::NoNamespace);
+        }
+        if name.len() < SHORTEST_WORKLOAD_NAME {
+            return Err(WorkloadNameError::TooShort);
+        }
+        let parts = workload_name_parts(name);
+        let [host, orchestrator, workload, endpoint] = parts.as_slice() else {
+            return Err(WorkloadNameError::Parts(parts.len()));
+        };
+        if endpoint.is_empty() {
+            return Err(WorkloadNameError::EmptyPart);
+        }
+        Ok(Self {
+            host: host.as_str().into(),
+            orchestrator: orchestrator.as_str().into(),
+            workload: format!("{namespace}/{workload}").into(),
+            endpoint: endpoint.as_str().into(),
+        })
+    }
+
+    /// Returns the namespace: the workload up to its first slash.
+    pub fn namespace(&self) -> &str {
+        self.workload.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// Returns the workload without the namespace.
+    pub fn workload_name(&self) -> &str {
+        self.workload.split_once('/').map_or(&*self.workload, |(_, workload)| workload)
+    }
+
+    /// Returns the key under which the endpoint is stored (C-1).
+    pub fn resource_key(&self) -> ResourceKey {
+        let parts = [&*self.host, &*self.orchestrator, self.workload_name(), &*self.endpoint];
+        let name = parts.map(|part| part.replace('-', "--")).join("-");
+        ResourceKey::WorkloadEndpoint { namespace: self.namespace().into(), name: name.into() }
+    }
+}
+
+/// Splits at lone dashes from the second byte on; a doubled dash stands for one (C-2).
+fn workload_name_parts(name: &str) -> Vec<String> {
+    let mut parts = Vec::new();
+    let mut part = String::new();
+    let mut chars = name.chars().peekable();
+    // A part never begins with a dash, so a leading one cannot be a separator.
+    part.extend(chars.next());
+    while let Some(c) = chars.next() {
+        if c == '-' && chars.next_if_eq(&'-').is_none() {
+            parts.push(std::mem::take(&mut part));
+        } else {
+            part.push(c);
+        }
+    }
+    parts.push(part);
+    parts
+}
+
 impl fmt::Display for WorkloadEndpointKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}/{}", self.host, self.orchestrator, self.workload, self.endpoint)
     }
 }
 
-/// Key of a stored v3 resource that the agent reads. To be filled by the parser (K-1 to K-6).
+/// What every key of a stored resource begins with.
+pub const RESOURCES: &str = "/calico/resources/v3/projectcalico.org/";
+
+/// Key of a stored v3 resource that the agent reads; every other key is none of its business.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceKey {
-    WorkloadEndpoint { namespace: Name, name: Name },
+    WorkloadEndpoint {
+        namespace: Name,
+        name: Name,
+    },
+    /// Only kinds that are stored under their own prefix and are not staged.
     Policy(PolicyKey),
     Tier(Name),
     Profile(Name),
-    NetworkSet { namespace: Name, name: Name },
+    NetworkSet {
+        namespace: Name,
+        name: Name,
+    },
     GlobalNetworkSet(Name),
     ClusterInformation(Name),
     FelixConfiguration(Name),
+}
+
+impl ResourceKey {
+    /// Reads a key of the datastore (K-1 to K-3). Names are taken verbatim.
+    ///
+    /// Returns `None` for everything that the agent does not read: other prefixes, other and staged
+    /// kinds, and keys whose shape does not fit their kind.
+    pub fn parse(key: &[u8]) -> Option<Self> {
+        let (plural, name) = std::str::from_utf8(key).ok()?.strip_prefix(RESOURCES)?.split_once('/')?;
+        Some(match plural {
+            "workloadendpoints" => {
+                let (namespace, name) = namespaced(name)?;
+                Self::WorkloadEndpoint { namespace, name }
+            }
+            "networksets" => {
+                let (namespace, name) = namespaced(name)?;
+                Self::NetworkSet { namespace, name }
+            }
+            "networkpolicies" => {
+                let (namespace, name) = namespaced(name)?;
+                Self::Policy(PolicyKey { kind: PolicyKind::NetworkPolicy, namespace, name })
+            }
+            "globalnetworkpolicies" => Self::Policy(PolicyKey {
+                kind: PolicyKind::GlobalNetworkPolicy,
+                namespace: "".into(),
+                name: segment(name)?,
+            }),
+            "tiers" => Self::Tier(segment(name)?),
+            "profiles" => Self::Profile(segment(name)?),
+            "globalnetworksets" => Self::GlobalNetworkSet(segment(name)?),
+            "clusterinformations" => Self::ClusterInformation(segment(name)?),
+            "felixconfigurations" => Self::FelixConfiguration(segment(name)?),
+            _ => return None,
+        })
+    }
+
+    /// Returns plural word, namespace (empty if the kind has none) and name.
+    fn parts(&self) -> (&'static str, &str, &str) {
+        match self {
+            Self::WorkloadEndpoint { namespace, name } => ("workloadendpoints", namespace, name),
+            Self::Policy(PolicyKey { kind, namespace, name }) => (policy_plural(*kind), namespace, name),
+            Self::Tier(name) => ("tiers", "", name),
+            Self::Profile(name) => ("profiles", "", name),
+            Self::NetworkSet { namespace, name } => ("networksets", namespace, name),
+            Self::GlobalNetworkSet(name) => ("globalnetworksets", "", name),
+            Self::ClusterInformation(name) => ("clusterinformations", "", name),
+            Self::FelixConfiguration(name) => ("felixconfigurations", "", name),
+        }
+    }
+}
+
+/// The path in the datastore; [`ResourceKey::parse`] reads it back.
+impl fmt::Display for ResourceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (plural, namespace, name) = self.parts();
+        if namespace.is_empty() {
+            write!(f, "{RESOURCES}{plural}/{name}")
+        } else {
+            write!(f, "{RESOURCES}{plural}/{namespace}/{name}")
+        }
+    }
+}
+
+const fn policy_plural(kind: PolicyKind) -> &'static str {
+    match kind {
+        PolicyKind::GlobalNetworkPolicy => "globalnetworkpolicies",
+        PolicyKind::KubernetesClusterNetworkPolicy => "kubernetesclusternetworkpolicies",
+        PolicyKind::KubernetesNetworkPolicy => "kubernetesnetworkpolicies",
+        PolicyKind::NetworkPolicy => "networkpolicies",
+        PolicyKind::StagedGlobalNetworkPolicy => "stagedglobalnetworkpolicies",
+        PolicyKind::StagedKubernetesNetworkPolicy => "stagedkubernetesnetworkpolicies",
+        PolicyKind::StagedNetworkPolicy => "stagednetworkpolicies",
+    }
+}
+
+/// Exactly one path segment, not empty (K-2).
+fn segment(text: &str) -> Option<Name> {
+    (!text.is_empty() && !text.contains('/')).then(|| text.into())
+}
+
+/// Exactly two path segments, neither empty: an object of a namespaced kind without a namespace would
+/// lose the restriction to it (H-4).
+fn namespaced(text: &str) -> Option<(Name, Name)> {
+    let (namespace, name) = text.split_once('/')?;
+    Some((segment(namespace)?, segment(name)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keys_that_are_read_are_parsed_and_printed_back() {
+        for (key, wanted) in [
+            (
+                "workloadendpoints/openstack/a-b-c-d",
+                ResourceKey::WorkloadEndpoint { namespace: "openstack".into(), name: "a-b-c-d".into() },
+            ),
+            ("networkpolicies/ns/knp.default.x", policy(PolicyKind::NetworkPolicy, "ns", "knp.default.x")),
+            ("globalnetworkpolicies/default.foo", policy(PolicyKind::GlobalNetworkPolicy, "", "default.foo")),
+            ("tiers/default", ResourceKey::Tier("default".into())),
+            ("profiles/kns.default", ResourceKey::Profile("kns.default".into())),
+            ("networksets/ns/a", ResourceKey::NetworkSet { namespace: "ns".into(), name: "a".into() }),
+            ("globalnetworksets/a", ResourceKey::GlobalNetworkSet("a".into())),
+            ("clusterinformations/default", ResourceKey::ClusterInformation("default".into())),
+            ("felixconfigurations/node.a%2fb", ResourceKey::FelixConfiguration("node.a%2fb".into())),
+        ] {
+            let key = format!("{RESOURCES}{key}");
+            assert_eq!(ResourceKey::parse(key.as_bytes()), Some(wanted.clone()), "{key}");
+            assert_eq!(wanted.to_string(), key);
+        }
+    }
+
+    #[test]
+    fn other_keys_are_none_of_our_business() {
+        for key in [
+            "tiers/",
+            "tiers",
+            "tiers/a/b",
+            "networkpolicies/a",
+            "networkpolicies/a/",
+            "networkpolicies//a",
+            "networkpolicies/a/b/c",
+            "stagednetworkpolicies/a/b",
+            "stagedglobalnetworkpolicies/a",
+            "stagedkubernetesnetworkpolicies/a/b",
+            "nodes/a",
+            "Tiers/a",
+            "",
+            "/",
+        ] {
+            let key = format!("{RESOURCES}{key}");
+            assert_eq!(ResourceKey::parse(key.as_bytes()), None, "{key}");
+        }
+        for key in ["", "/calico/v1/Ready", "calico/resources/v3/projectcalico.org/tiers/a", "/calico/ipam/v2/config"] {
+            assert_eq!(ResourceKey::parse(key.as_bytes()), None, "{key}");
+        }
+        let not_text = [RESOURCES.as_bytes(), b"tiers/\xff"].concat();
+        assert_eq!(ResourceKey::parse(&not_text), None);
+    }
+
+    #[test]
+    fn names_of_workload_endpoints_are_taken_apart_and_put_together() {
+        for (name, host, orchestrator, workload, endpoint) in [
+            ("compute--1-openstack-7e3d--11-ab--cd", "compute-1", "openstack", "openstack/7e3d-11", "ab-cd"),
+            ("a-b-c-d", "a", "b", "openstack/c", "d"),
+            ("a----b-b-c-d", "a--b", "b", "openstack/c", "d"),
+            ("ö-b-c-d", "ö", "b", "openstack/c", "d"),
+        ] {
+            let key = WorkloadEndpointKey::from_resource_name("openstack", name).unwrap();
+            assert_eq!(
+                (&*key.host, &*key.orchestrator, &*key.workload, &*key.endpoint),
+                (host, orchestrator, workload, endpoint)
+            );
+            let stored = ResourceKey::WorkloadEndpoint { namespace: "openstack".into(), name: name.into() };
+            assert_eq!(key.resource_key(), stored);
+        }
+    }
+
+    #[test]
+    fn names_that_do_not_give_four_parts_name_no_endpoint() {
+        for (namespace, name, wanted) in [
+            ("", "a-b-c-d", WorkloadNameError::NoNamespace),
+            ("n", "a-b-c-", WorkloadNameError::TooShort),
+            ("n", "aaa-b-c", WorkloadNameError::Parts(3)),
+            ("n", "a-b-c-d-e", WorkloadNameError::Parts(5)),
+            ("n", "a--b-c-d", WorkloadNameError::Parts(3)),
+            ("n", "aa-b-c-", WorkloadNameError::EmptyPart),
+        ] {
+            assert_eq!(WorkloadEndpointKey::from_resource_name(namespace, name), Err(wanted), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(key in prop::collection::vec(any::<u8>(), 0..80), name in "\\PC*") {
+            ResourceKey::parse(&key);
+            ResourceKey::parse(&[RESOURCES.as_bytes(), &key].concat());
+            let _result: Result<_, WorkloadNameError> = WorkloadEndpointKey::from_resource_name("n", &name);
+        }
+
+        #[test]
+        fn parts_survive_the_round_trip(parts in prop::collection::vec("[a-z.](-{0,2}[a-z0-9.])*", 4)) {
+            let key = WorkloadEndpointKey {
+                host: parts[0].as_str().into(),
+                orchestrator: parts[1].as_str().into(),
+                workload: format!("n/{}", parts[2]).into(),
+                endpoint: parts[3].as_str().into(),
+            };
+            let ResourceKey::WorkloadEndpoint { namespace, name } = key.resource_key() else { panic!() };
+            prop_assert_eq!(WorkloadEndpointKey::from_resource_name(&namespace, &name), Ok(key));
+        }
+    }
+
+    fn policy(kind: PolicyKind, namespace: &str, name: &str) -> ResourceKey {
+        ResourceKey::Policy(PolicyKey { kind, namespace: namespace.into(), name: name.into() })
+    }
 }
