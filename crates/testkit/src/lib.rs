@@ -2,4 +2,6 @@
 //!
 //! A dev-dependency of anything and a dependency of `tests/` and `benches/`; never part of a release.
 
+pub mod frames;
 pub mod netns;
+pub mod packets;

@@ -110,6 +110,9 @@ pub struct Netns {
 impl Netns {
     /// Makes a namespace with loopback up, named after this process, a counter and `label`.
     ///
+    /// IPv6 addresses are usable at once (no duplicate address detection), and no ICMP error is held back by a rate
+    /// limit, so that a refusal never looks like a drop.
+    ///
     /// # Errors
     ///
     /// If `ip netns add` refuses, which needs root.
@@ -120,6 +123,12 @@ impl Netns {
         run(&mut Command::new("ip"), &["netns", "add", &name])?;
         let netns = Self { name };
         netns.exec(&["ip", "link", "set", "lo", "up"])?;
+        netns.sysctl(&[
+            ("net/ipv6/conf/all/accept_dad", "0"),
+            ("net/ipv6/conf/default/accept_dad", "0"),
+            ("net/ipv4/icmp_ratelimit", "0"),
+            ("net/ipv6/icmp/ratelimit", "0"),
+        ])?;
         Ok(netns)
     }
 
@@ -162,6 +171,21 @@ impl Netns {
         self.exec(&["sh", "-ec", script])
     }
 
+    /// Writes kernel parameters of the namespace, in order; names are paths below `/proc/sys`.
+    ///
+    /// # Errors
+    ///
+    /// If a parameter does not exist or refuses the value.
+    pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
+        self.enter(|| {
+            for (name, value) in settings {
+                std::fs::write(Path::new("/proc/sys").join(name), value)
+                    .with_context(|| format!("set {name} to {value} in {}", self.name))?;
+            }
+            Ok(())
+        })
+    }
+
     /// Starts a program in the namespace; its standard streams go nowhere.
     ///
     /// # Errors
@@ -196,6 +220,25 @@ impl Netns {
     pub fn enter_this_thread(&self) -> Result<()> {
         let file = File::open(self.path()).with_context(|| format!("namespace {}", self.name))?;
         setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("setns to {}", self.name))
+    }
+
+    /// Waits until the kernel has seen that the other end of the interface is up too.
+    ///
+    /// Until then IPv6 has no routes on it; the kernel may take a second (net/core/link_watch.c).
+    ///
+    /// # Errors
+    ///
+    /// If the interface does not exist or is not up within ten seconds.
+    pub fn await_up(&self, interface: &str) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let line = self.exec(&["ip", "-br", "link", "show", "dev", interface])?;
+            if line.split_ascii_whitespace().nth(1) == Some("UP") {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{} in {} does not come up: {line}", interface, self.name);
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Makes a veth pair between `name` here and `peer_name` in `peer`; both ends stay down.

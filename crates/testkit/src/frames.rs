@@ -1,0 +1,160 @@
+//! The bytes of the packets that [`packets`](crate::packets) sends: headers and checksums.
+//!
+//! Pure: addresses in, bytes out. Layouts are those of RFC 791, 792, 768, 9293, 8200 and 4443.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Result, bail};
+
+/// What a packet carries so that it is recognised anywhere on its way.
+pub type Token = [u8; 16];
+
+/// Returns whether `token` occurs in `frame`.
+#[must_use]
+pub fn contains(frame: &[u8], token: &Token) -> bool {
+    frame.windows(token.len()).any(|window| window == token)
+}
+
+/// Returns the Internet checksum (RFC 1071) of the pieces put together; only the last may be of odd length.
+fn checksum(pieces: &[&[u8]]) -> u16 {
+    let mut sum: u32 = 0;
+    for piece in pieces {
+        for pair in piece.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |byte| u32::from(*byte));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Writes the checksum over the pseudo header and `message` into `message` at `offset`.
+pub fn seal(message: &mut [u8], offset: usize, source: IpAddr, destination: IpAddr, protocol: u8) {
+    message[offset..offset + 2].fill(0);
+    let length = (message.len() as u32).to_be_bytes();
+    let pseudo = [0, 0, 0, protocol];
+    let sum = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            checksum(&[&source.octets(), &destination.octets(), &pseudo, &length, message])
+        }
+        (source, destination) => checksum(&[&octets(source), &octets(destination), &length, &pseudo, message]),
+    };
+    message[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Returns an address as 16 bytes.
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// Returns an echo request; that of ICMPv6 has no checksum yet, the kernel or [`seal`] adds it.
+#[must_use]
+pub fn echo_request(destination: IpAddr, id: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
+    let kind = if destination.is_ipv4() { 8 } else { 128 };
+    let mut message = vec![kind, 0, 0, 0];
+    message.extend(id.to_be_bytes());
+    message.extend(sequence.to_be_bytes());
+    message.extend(payload);
+    if destination.is_ipv4() {
+        let sum = checksum(&[&message]);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+    message
+}
+
+/// Returns a TCP segment that opens a connection and has the token as data; its source port follows from the token.
+#[must_use]
+pub fn syn(source: IpAddr, destination: SocketAddr, token: &Token) -> Vec<u8> {
+    let port = 0x8000 | u16::from_be_bytes([token[14], token[15]]);
+    let mut segment = Vec::new();
+    segment.extend(port.to_be_bytes());
+    segment.extend(destination.port().to_be_bytes());
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0]); // Sequence number, acknowledgement.
+    segment.extend([5 << 4, 0x02, 0xff, 0xff, 0, 0, 0, 0]); // Header length, SYN, window, checksum, urgent.
+    segment.extend(token);
+    seal(&mut segment, 16, source, destination.ip(), 6);
+    segment
+}
+
+/// Returns an IP packet.
+///
+/// # Errors
+///
+/// If the addresses are of different families.
+pub fn ip(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Result<Vec<u8>> {
+    let length = payload.len() as u16;
+    let mut packet = Vec::new();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            packet.extend([0x45, 0]);
+            packet.extend((length + 20).to_be_bytes());
+            packet.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]); // Id, don't fragment, TTL, checksum.
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
+            let sum = checksum(&[&packet]);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(length.to_be_bytes());
+            packet.extend([protocol, 64]);
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
+        }
+        _ => bail!("{source} and {destination} are of different families"),
+    }
+    packet.extend(payload);
+    Ok(packet)
+}
+
+/// Returns the Ethernet frame of a client that has no address: UDP 0.0.0.0:68 to 255.255.255.255:67.
+///
+/// # Errors
+///
+/// None that can occur.
+pub fn dhcp(mac: [u8; 6], token: &Token) -> Result<Vec<u8>> {
+    let (source, destination) = (IpAddr::from([0; 4]), IpAddr::from([255; 4]));
+    let mut datagram = Vec::new();
+    datagram.extend(68_u16.to_be_bytes());
+    datagram.extend(67_u16.to_be_bytes());
+    datagram.extend((8 + token.len() as u16).to_be_bytes());
+    datagram.extend([0, 0]);
+    datagram.extend(token);
+    seal(&mut datagram, 6, source, destination, 17);
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac);
+    frame.extend([0x08, 0x00]);
+    frame.extend(ip(source, destination, 17, &datagram)?);
+    Ok(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_that_of_the_rfc() {
+        // RFC 1071, section 3: the sum of these is 0xddf2.
+        assert_eq!(checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
+        assert_eq!(checksum(&[&[0x01]]), !0x0100);
+    }
+
+    #[test]
+    fn a_sealed_message_sums_to_zero_together_with_its_pseudo_header() {
+        let (source, destination): (IpAddr, IpAddr) = ("10.65.0.12".parse().unwrap(), "10.65.0.21".parse().unwrap());
+        let segment = syn(source, SocketAddr::new(destination, 22), &[7; 16]);
+        let pseudo = [10, 65, 0, 12, 10, 65, 0, 21, 0, 6, 0, segment.len() as u8];
+        assert_eq!(checksum(&[&pseudo, &segment]), 0);
+        assert!(contains(&segment, &[7; 16]));
+        assert!(!contains(&segment, &[8; 16]));
+    }
+
+    #[test]
+    fn addresses_of_different_families_make_no_packet() {
+        assert!(ip("10.0.0.1".parse().unwrap(), "::1".parse().unwrap(), 6, &[]).is_err());
+    }
+}
