@@ -17,6 +17,18 @@ pub enum DriverError {
     #[error("`{program}` exited with status {status} (line {line:?}): {stderr}")]
     Rejected { program: String, status: i32, line: Option<u32>, stderr: String },
 
+    #[error("rule refused: table {table} chain {chain}, {rule}: {message}")]
+    RuleRefused { table: String, chain: String, rule: String, message: String },
+
+    #[error("`{program}` found the xtables lock held by another process")]
+    LockBusy { program: String },
+
+    #[error("`{program}` found no set {set}")]
+    SetMissing { program: String, set: String },
+
+    #[error("none of {candidates} is installed")]
+    NoProgram { candidates: String },
+
     #[error("`{program}` did not finish within {after:?}")]
     Timeout { program: String, after: Duration },
 

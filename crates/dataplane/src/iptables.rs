@@ -2,4 +2,19 @@
 
 pub mod features;
 pub mod hash;
+pub mod parse;
+pub mod plan;
+pub mod refusal;
 pub mod render;
+pub mod table;
+
+use program::BaseChain;
+
+pub use features::Features;
+pub use table::{TableDriver, TableRequest, TableResponse, TableStats};
+
+/// Returns the base chain of this name.
+fn base_chain(name: &str) -> Option<BaseChain> {
+    let all = [BaseChain::Prerouting, BaseChain::Input, BaseChain::Forward, BaseChain::Output, BaseChain::Postrouting];
+    all.into_iter().find(|base| base.as_str() == name)
+}

@@ -1,5 +1,6 @@
 //! Brings the kernel to what a program says.
 
+pub mod driver;
 pub mod error;
 pub mod ipset;
 pub mod iptables;
@@ -8,6 +9,7 @@ mod neigh;
 mod netlink;
 pub mod options;
 pub mod report;
+pub mod retry;
 pub mod routes;
 pub mod sysctl;
 

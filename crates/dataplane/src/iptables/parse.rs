@@ -1,0 +1,347 @@
+//! What a save program says about one table (netfilter.md 16.3).
+//!
+//! Fed with the program's output, feeds the table driver with a [`View`]. Invariant: a view exists only
+//! if the output was complete; anything cut off, mixed up or unrepresentable is an error, so that
+//! nothing is ever deleted on the strength of half a listing (I3). What is ours is told by chain name,
+//! rule hash or jump target, word by word and never by a look at the raw line: the text of somebody
+//! else's comment makes nothing ours (I6).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use program::Table;
+
+use super::hash::RuleHash;
+
+/// Beginnings of the names of chains that we or a predecessor made (netfilter.md 3.1).
+pub const OUR_PREFIXES: [&str; 8] =
+    ["cali-", "califw-", "calitw-", "califh-", "calith-", "calipi-", "calipo-", "felix-"];
+
+/// Returns whether a chain of this name is ours. `calico-…` is not: OpenStack's DHCP agent uses it.
+pub fn is_our_chain(name: &str) -> bool {
+    OUR_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// What one table holds, as far as it concerns us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Our chains with the hashes of their rules; `None` is a rule without a hash of ours.
+    pub ours: BTreeMap<Box<str>, Vec<Option<RuleHash>>>,
+    /// Base chains, and foreign chains with a rule of ours in them.
+    pub shared: BTreeMap<Box<str>, Vec<Entry>>,
+}
+
+/// A rule in a chain that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    Foreign,
+    /// A rule of ours: its hash, unless an agent made it that had none, and its text after the chain's name.
+    Ours {
+        hash: Option<RuleHash>,
+        rule: Box<str>,
+    },
+}
+
+impl Entry {
+    /// The hash, if the rule is ours and has one.
+    pub fn hash(&self) -> Option<RuleHash> {
+        match self {
+            Self::Foreign => None,
+            Self::Ours { hash, .. } => *hash,
+        }
+    }
+}
+
+/// Why the output is not to be believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Counted from 1.
+    pub line: u32,
+    pub reason: String,
+}
+
+/// Reads the output of `<save program> -t <table>`. Empty output is an empty table: the nft variant
+/// prints nothing for a table that nobody has made.
+///
+/// # Errors
+///
+/// If the table cannot be represented by the program, if the output belongs to another table or ends
+/// before its `COMMIT`, or if a rule names a chain that was not declared.
+pub fn parse(table: Table, output: &str) -> Result<View, Unreadable> {
+    let mut view = View::default();
+    let mut state = State::Before;
+    let mut number = 0;
+    for line in output.lines() {
+        number += 1;
+        let fail = |reason: String| Err(Unreadable { line: number, reason });
+        if line.starts_with('#') {
+            if line.starts_with("# Table ") && line.contains(" is incompatible, use 'nft' tool") {
+                return fail("the table holds rules that the program cannot represent".to_owned());
+            }
+            continue;
+        }
+        if let Some(name) = line.strip_prefix('*') {
+            if state != State::Before || name != table.as_str() {
+                return fail(format!("unexpected table `{name}`"));
+            }
+            state = State::Inside;
+        } else if line == "COMMIT" {
+            if state != State::Inside {
+                return fail("COMMIT without a table".to_owned());
+            }
+            state = State::After;
+        } else if let Some(rest) = line.strip_prefix(':') {
+            if state != State::Inside {
+                return fail("chain outside of a table".to_owned());
+            }
+            declare(&mut view, rest);
+        } else if let Some(rest) = line.strip_prefix("-A ") {
+            if state != State::Inside {
+                return fail("rule outside of a table".to_owned());
+            }
+            if !add(&mut view, table, rest) {
+                return fail("rule in a chain that was not declared".to_owned());
+            }
+        }
+    }
+    if state == State::Inside {
+        return Err(Unreadable { line: number, reason: "output ends before COMMIT".to_owned() });
+    }
+    if !output.is_empty() && !output.ends_with('\n') {
+        return Err(Unreadable { line: number, reason: "output ends inside a line".to_owned() });
+    }
+    view.shared.retain(|name, rules| is_base_chain(name) || rules.iter().any(|rule| *rule != Entry::Foreign));
+    Ok(view)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Before,
+    Inside,
+    After,
+}
+
+fn declare(view: &mut View, rest: &str) {
+    let name = rest.split_ascii_whitespace().next().unwrap_or_default();
+    if is_our_chain(name) {
+        view.ours.entry(name.into()).or_default();
+    } else {
+        view.shared.entry(name.into()).or_default();
+    }
+}
+
+fn add(view: &mut View, table: Table, rest: &str) -> bool {
+    let (name, rule) = rest.split_once(' ').unwrap_or((rest, ""));
+    if let Some(rules) = view.ours.get_mut(name) {
+        rules.push(Marks::of(rule).hash());
+        return true;
+    }
+    let Some(rules) = view.shared.get_mut(name) else { return false };
+    let marks = Marks::of(rule);
+    let ours = marks.tag.is_some() || marks.jumps_to_us || (table == Table::Nat && is_ancient(name, rule));
+    rules.push(if ours { Entry::Ours { hash: marks.hash(), rule: rule.into() } } else { Entry::Foreign });
+    true
+}
+
+fn is_base_chain(name: &str) -> bool {
+    matches!(name, "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING")
+}
+
+/// Rules that agents before 2.0 put straight into nat POSTROUTING.
+fn is_ancient(chain: &str, rule: &str) -> bool {
+    const TUNNEL: &str =
+        "-o tunl0 -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE";
+    chain == "POSTROUTING" && (rule == TUNNEL || Words(rule).any(|word| word == "felix-masq-ipam-pools"))
+}
+
+/// What makes a rule ours.
+#[derive(Default)]
+struct Marks<'a> {
+    /// What follows `cali:` in the first such comment.
+    tag: Option<Cow<'a, str>>,
+    jumps_to_us: bool,
+}
+
+impl<'a> Marks<'a> {
+    fn of(rule: &'a str) -> Self {
+        let mut marks = Self::default();
+        let mut option = Cow::Borrowed("");
+        for word in Words(rule) {
+            match option.as_ref() {
+                "--comment" if marks.tag.is_none() => marks.tag = tag(&word),
+                "-j" | "--jump" if is_our_chain(&word) => marks.jumps_to_us = true,
+                _ => {}
+            }
+            // The value of a comment is no option, whatever it says.
+            option = if option == "--comment" { Cow::Borrowed("") } else { word };
+        }
+        marks
+    }
+
+    fn hash(&self) -> Option<RuleHash> {
+        self.tag.as_deref().and_then(RuleHash::parse)
+    }
+}
+
+fn tag<'a>(comment: &Cow<'a, str>) -> Option<Cow<'a, str>> {
+    let rest = match comment {
+        Cow::Borrowed(text) => Cow::Borrowed(text.strip_prefix("cali:")?),
+        Cow::Owned(text) => Cow::Owned(text.strip_prefix("cali:")?.to_owned()),
+    };
+    let plain = !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    plain.then_some(rest)
+}
+
+/// Splits a rule into words the way the tools do: blanks separate, double quotes hold together, and a
+/// backslash takes the next character as it is.
+struct Words<'a>(&'a str);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = Cow<'a, str>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let text = self.0.trim_start_matches(' ');
+        if text.is_empty() {
+            self.0 = text;
+            return None;
+        }
+        let plain_end = text.find([' ', '"', '\\']).unwrap_or(text.len());
+        let (plain, rest) = text.split_at(plain_end);
+        if rest.is_empty() || rest.starts_with(' ') {
+            self.0 = rest;
+            return Some(Cow::Borrowed(plain));
+        }
+        let mut word = plain.to_owned();
+        let mut quoted = false;
+        let mut chars = rest.char_indices();
+        while let Some((at, char)) = chars.next() {
+            match char {
+                '"' => quoted = !quoted,
+                '\\' => word.extend(chars.next().map(|(_, escaped)| escaped)),
+                ' ' if !quoted => {
+                    self.0 = rest.get(at..).unwrap_or_default();
+                    return Some(Cow::Owned(word));
+                }
+                other => word.push(other),
+            }
+        }
+        self.0 = "";
+        Some(Cow::Owned(word))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(text: &str) -> Option<RuleHash> {
+        Some(RuleHash::parse(text).unwrap())
+    }
+
+    fn table(rules: &str) -> String {
+        format!(
+            "# Generated\n*filter\n:FORWARD ACCEPT [0:0]\n:cali-a - [0:0]\n:DOCKER - [0:0]\n{rules}COMMIT\n# Done\n"
+        )
+    }
+
+    #[test]
+    fn our_chains_and_our_rules_are_told_from_others() {
+        let output = table(
+            "-A FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD\n\
+             -A FORWARD -j DOCKER\n\
+             -A FORWARD -m comment --comment \"cali:short\" -j ACCEPT\n\
+             -A cali-a -m comment --comment \"cali:AAAAAAAAAAAAAAAA\" -m comment --comment \"x\" -j DROP\n\
+             -A cali-a -j ACCEPT\n\
+             -A DOCKER -j RETURN\n",
+        );
+        let view = parse(Table::Filter, &output).unwrap();
+        assert_eq!(view.ours, BTreeMap::from([("cali-a".into(), vec![hash("AAAAAAAAAAAAAAAA"), None])]));
+        let forward = vec![
+            Entry::Ours {
+                hash: hash("wUHhoiAYhphO9Mso"),
+                rule: "-m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD".into(),
+            },
+            Entry::Foreign,
+            Entry::Ours { hash: None, rule: "-m comment --comment \"cali:short\" -j ACCEPT".into() },
+        ];
+        assert_eq!(view.shared, BTreeMap::from([("FORWARD".into(), forward)]));
+    }
+
+    #[test]
+    fn a_rule_is_ours_by_its_hash_comment_or_by_where_it_jumps() {
+        let cases = [
+            ("-j cali-FORWARD", true),
+            ("--jump felix-FORWARD", true),
+            ("-p tcp -j califw-x", true),
+            ("-m comment --comment cali:AAAAAAAAAAAAAAAA -j X", true),
+            ("-m comment --comment \"cali:AAAAAAAAAAAAAAAA\"", true),
+            ("-m comment --comment \"cali:not a hash\" -j X", false),
+            ("-m comment --comment \"see cali:AAAAAAAAAAAAAAAA\" -j X", false),
+            ("-m comment --comment \"-j cali-FORWARD\" -j X", false),
+            ("-m comment --comment -j -j X", false),
+            ("-m comment --comment \"\\\"quoted\\\" -j cali-x\" -j X", false),
+            ("-m comment --comment --jump cali-x", false),
+            ("-j calico-dhcp-x", false),
+            ("-j calico-FORWARD", false),
+            ("-i cali-x -j ACCEPT", false),
+            ("-j ACCEPT", false),
+        ];
+        for (rule, ours) in cases {
+            let view = parse(Table::Filter, &table(&format!("-A FORWARD {rule}\n"))).unwrap();
+            let entry = &view.shared["FORWARD"][0];
+            assert_eq!(*entry != Entry::Foreign, ours, "{rule}");
+        }
+    }
+
+    #[test]
+    fn rules_of_the_first_agents_are_recognised_in_nat_only() {
+        let tunnel =
+            "-o tunl0 -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE";
+        let pools = "-s 10.0.0.0/8 -m set ! --match-set felix-masq-ipam-pools dst -j MASQUERADE";
+        for rule in [tunnel, pools] {
+            let save = |table: &str| format!("*{table}\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING {rule}\nCOMMIT\n");
+            let nat = parse(Table::Nat, &save("nat")).unwrap();
+            assert_ne!(nat.shared["POSTROUTING"][0], Entry::Foreign, "{rule}");
+            let mangle = parse(Table::Mangle, &save("mangle")).unwrap();
+            assert_eq!(mangle.shared["POSTROUTING"][0], Entry::Foreign, "{rule}");
+        }
+    }
+
+    #[test]
+    fn an_incomplete_or_strange_output_is_an_error() {
+        let cases = [
+            ("cut before COMMIT", "*filter\n:FORWARD ACCEPT [0:0]\n", 2),
+            ("cut inside a line", "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n# Comp", 4),
+            ("cut inside COMMIT", "*filter\n:FORWARD ACCEPT [0:0]\nCOM", 3),
+            ("another table", "*nat\nCOMMIT\n", 1),
+            ("twice the table", "*filter\nCOMMIT\n*filter\nCOMMIT\n", 3),
+            ("no table", ":FORWARD ACCEPT [0:0]\n", 1),
+            ("rule after the end", "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n-A FORWARD -j DROP\n", 4),
+            ("undeclared chain", "*filter\n-A FORWARD -j DROP\nCOMMIT\n", 2),
+            ("unrepresentable", "# Table `filter' is incompatible, use 'nft' tool.\n", 1),
+        ];
+        for (what, output, line) in cases {
+            assert_eq!(parse(Table::Filter, output).unwrap_err().line, line, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_was_never_made_is_empty() {
+        assert_eq!(parse(Table::Filter, "").unwrap(), View::default());
+        let warning = "# Warning: iptables-legacy tables present, use iptables-legacy-save to see them\n";
+        assert_eq!(parse(Table::Filter, warning).unwrap(), View::default());
+    }
+
+    #[test]
+    fn words_are_split_as_the_tools_do() {
+        let words = |text| Words(text).map(Cow::into_owned).collect::<Vec<_>>();
+        assert_eq!(
+            words("-m comment  --comment \"a \\\"b\\\" c\" -j X"),
+            ["-m", "comment", "--comment", "a \"b\" c", "-j", "X"]
+        );
+        assert_eq!(words("a\"b c\"d e"), ["ab cd", "e"]);
+        assert_eq!(words("open \"quote x"), ["open", "quote x"]);
+        assert_eq!(words("é \"ü ö\""), ["é", "ü ö"]);
+        assert_eq!(words("  "), Vec::<String>::new());
+    }
+}

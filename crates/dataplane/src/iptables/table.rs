@@ -1,0 +1,882 @@
+//! One table of one family: brings our chains and hooks to what is wanted (netfilter.md 16).
+//!
+//! Fed with [`TableChanges`] and with answers of the save and restore programs; asks for listings and for
+//! transactions. Does no I/O.
+//!
+//! | Invariant | How |
+//! |---|---|
+//! | I3 | without a complete listing nothing is written; a failed one takes all belief away |
+//! | I4 | a chain that names a set which could not be written keeps its last contents, or is closed |
+//! | I5 | only differences are written; nothing different, nothing asked |
+//! | I6 | see [`super::parse`] |
+//! | I8 | a refused rule closes its policy or profile and nothing else |
+//!
+//! The table is read at the start, after any failure, when distrusted and when the refresh interval is
+//! over; not before each write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use program::{Action, Chain, ChainName, Direction, Origin, Rule, SetName, Table, TableChanges, TableId};
+use tracing::{error, info, warn};
+
+use super::features::Features;
+use super::hash::RuleHash;
+use super::parse::{Entry, View, parse};
+use super::plan::{Edit, HookEdit, PROBE_CHAIN, Setup, Wanted, WantedHooks, probe_input, restore_input};
+use super::refusal::{Complaint, Hunt, Place, Suspect};
+use crate::driver::{Driver, Next};
+use crate::error::DriverError;
+use crate::options::Variant;
+use crate::retry::Backoff;
+
+/// Refused rules that one apply looks for before it leaves the rest to the next attempt.
+const MAX_REFUSALS_PER_APPLY: u32 = 32;
+
+/// What the driver asks the programs to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableRequest {
+    /// List the table. With `if_loaded`, only if the kernel has it already: listing a legacy table makes it.
+    Save { table: Table, if_loaded: bool },
+    /// Feed this to the restore program.
+    Restore(Arc<str>),
+}
+
+/// What came back.
+#[derive(Debug)]
+pub enum TableResponse {
+    /// The program succeeded and printed this.
+    Done(String),
+    /// The kernel does not have the table, so it was not listed.
+    NotLoaded,
+    /// The program refused. `lines_before`: how many lines it had been given before this request.
+    Refused { program: String, status: i32, stderr: String, lines_before: u32 },
+    /// The program did not start, or did not end in time; what it did is unknown.
+    Broken(DriverError),
+}
+
+/// What the driver did since it was last asked.
+#[derive(Debug, Default)]
+pub struct TableStats {
+    /// Restore transactions that went in.
+    pub writes: u64,
+    pub reads: u64,
+    /// Lines of restore input that went in.
+    pub lines: u64,
+    /// Chains that somebody else had changed and that were or will be put right.
+    pub repaired: u64,
+    /// Why something could not be written, beside what `handle` returned.
+    pub errors: Vec<String>,
+}
+
+/// The driver of one table.
+#[derive(Debug)]
+pub struct TableDriver {
+    id: TableId,
+    setup: Setup,
+    refresh: Option<Duration>,
+    backoff: Backoff,
+
+    chains: BTreeMap<Box<str>, Wanted>,
+    hooks: BTreeMap<Box<str>, WantedHooks>,
+    /// Contents that were in force until the wanted ones, for chains whose new contents are not written.
+    previous: BTreeMap<Box<str>, Arc<Chain>>,
+    /// Chains that have other contents than wanted, on purpose.
+    held: BTreeMap<Box<str>, Held>,
+    /// Chains that something foreign refers to, so that they stay.
+    undeletable: BTreeSet<Box<str>>,
+    blocked_sets: BTreeSet<SetName>,
+
+    /// What the kernel is believed to hold.
+    view: Option<View>,
+    /// The view comes from a listing, and nothing was written since.
+    fresh: bool,
+    /// Everything wanted was in force at some time.
+    settled_once: bool,
+    read_at: Option<Instant>,
+    dirty: BTreeSet<Box<str>>,
+    dirty_hooks: BTreeSet<Box<str>>,
+
+    step: Step,
+    /// Times in a row that a rule was blamed by line but passed when tried by itself.
+    blamed: BTreeMap<Box<str>, u32>,
+    refusals: u32,
+    stats: TableStats,
+}
+
+/// Why a chain does not have the wanted contents.
+#[derive(Debug)]
+struct Held {
+    why: Why,
+    /// What it has instead; `None` keeps what the kernel has.
+    instead: Option<Wanted>,
+}
+
+#[derive(Debug)]
+enum Why {
+    Refused { rule: usize, message: String },
+    SetUnwritten(SetName),
+}
+
+#[derive(Debug)]
+enum Step {
+    Rest,
+    Reading,
+    Writing(Transaction),
+    Hunting(Hunt, DriverError),
+}
+
+/// A write on its way.
+#[derive(Debug)]
+struct Transaction {
+    text: Arc<str>,
+    /// What each chain holds afterwards; `None` if it is gone.
+    chains: Vec<(Box<str>, Option<Box<[RuleHash]>>)>,
+    hooks: Vec<(Box<str>, Vec<Entry>)>,
+}
+
+/// What a chain is to hold.
+enum Content<'a> {
+    Rules(&'a Wanted),
+    /// What it holds already.
+    AsIs,
+    /// Nothing, because something foreign refers to it.
+    Empty,
+    Absent,
+}
+
+impl Driver for TableDriver {
+    type Change = TableChanges;
+    type Request = TableRequest;
+    type Response = TableResponse;
+
+    fn want(&mut self, change: TableChanges) {
+        let TableChanges { chains, hooks } = change;
+        for (name, chain) in chains {
+            self.want_chain(&name, chain);
+        }
+        for (base, hooks) in hooks {
+            let name: Box<str> = base.as_str().into();
+            self.hooks.insert(name.clone(), WantedHooks::new(base, hooks, &self.setup.features));
+            self.dirty_hooks.insert(name);
+        }
+    }
+
+    fn distrust(&mut self) {
+        self.view = None;
+        self.fresh = false;
+    }
+
+    fn next(&mut self, now: Instant) -> Next<TableRequest> {
+        match &self.step {
+            Step::Hunting(hunt, _) => {
+                let Some(probe) = hunt.probe() else { return Next::Idle };
+                let rules = probe.iter().filter_map(|suspect| self.rule(suspect));
+                return Next::Do(TableRequest::Restore(probe_input(&self.setup, rules).into()));
+            }
+            Step::Rest => {}
+            Step::Reading | Step::Writing(_) => {
+                // The answer never came: anything may have happened.
+                self.step = Step::Rest;
+                self.distrust();
+            }
+        }
+        if let Some(until) = self.backoff.wait_until(now) {
+            return Next::NotBefore(until);
+        }
+        if self.view.is_none() || self.refresh_due().is_some_and(|due| due <= now) {
+            self.step = Step::Reading;
+            let if_loaded = self.setup.variant == Variant::Legacy && self.wants_nothing();
+            return Next::Do(TableRequest::Save { table: self.id.table, if_loaded });
+        }
+        match self.plan() {
+            Ok(None) => {
+                self.backoff.succeeded();
+                self.settled_once = true;
+                Next::Idle
+            }
+            Ok(Some(transaction)) => {
+                let request = TableRequest::Restore(Arc::clone(&transaction.text));
+                self.step = Step::Writing(transaction);
+                Next::Do(request)
+            }
+            Err(reason) => {
+                self.stats.errors.push(reason.clone());
+                self.backoff.failed(now, reason);
+                self.backoff.wait_until(now).map_or(Next::Idle, Next::NotBefore)
+            }
+        }
+    }
+
+    fn handle(&mut self, response: TableResponse, now: Instant) -> Result<(), DriverError> {
+        let outcome = match mem::replace(&mut self.step, Step::Rest) {
+            Step::Rest => Ok(()),
+            Step::Reading => self.take_listing(response, now),
+            Step::Writing(transaction) => self.take_verdict(transaction, response),
+            Step::Hunting(hunt, cause) => self.take_probe(hunt, cause, response),
+        };
+        if let Err(error) = &outcome {
+            self.distrust();
+            self.backoff.failed(now, error.to_string());
+        }
+        outcome
+    }
+}
+
+impl TableDriver {
+    /// Makes a driver that knows nothing about the kernel. With nothing wanted it removes what is ours.
+    pub fn new(id: TableId, setup: Setup, refresh: Option<Duration>) -> Self {
+        Self {
+            id,
+            setup,
+            refresh,
+            backoff: Backoff::default(),
+            chains: BTreeMap::new(),
+            hooks: BTreeMap::new(),
+            previous: BTreeMap::new(),
+            held: BTreeMap::new(),
+            undeletable: BTreeSet::new(),
+            blocked_sets: BTreeSet::new(),
+            view: None,
+            fresh: false,
+            settled_once: false,
+            read_at: None,
+            dirty: BTreeSet::new(),
+            dirty_hooks: BTreeSet::new(),
+            step: Step::Rest,
+            blamed: BTreeMap::new(),
+            refusals: 0,
+            stats: TableStats::default(),
+        }
+    }
+
+    pub fn id(&self) -> TableId {
+        self.id
+    }
+
+    /// Starts an apply. `blocked_sets` are the sets of this family that could not be written: chains that
+    /// name them and are not in the kernel as wanted must wait.
+    pub fn begin(&mut self, blocked_sets: BTreeSet<SetName>) {
+        self.refusals = 0;
+        self.blocked_sets = blocked_sets;
+        let blocked = &self.blocked_sets;
+        let dirty = &mut self.dirty;
+        let previous = &mut self.previous;
+        self.held.retain(|name, held| match &held.why {
+            Why::SetUnwritten(set) if !blocked.contains(set) => {
+                let written = dirty.insert(name.clone());
+                if let (true, Some(instead)) = (written, &held.instead) {
+                    previous.insert(name.clone(), Arc::clone(&instead.chain));
+                }
+                false
+            }
+            Why::SetUnwritten(_) | Why::Refused { .. } => true,
+        });
+    }
+
+    /// Makes the next attempt due at once, because what it waited for may have come.
+    pub fn hurry(&mut self) {
+        self.backoff.hurry();
+    }
+
+    /// Returns whether the kernel holds everything wanted, as far as we know; chains that are held back on
+    /// purpose do not count as wanted.
+    pub fn is_settled(&self) -> bool {
+        self.view.is_some()
+            && self.backoff.due().is_none()
+            && self.dirty_hooks.is_empty()
+            && (self.dirty.is_empty() || self.dirty.is_subset(&self.kept()))
+    }
+
+    /// Returns whether rules in the kernel may still name sets that are no longer wanted: something is
+    /// unwritten or keeps its former contents.
+    pub fn may_name_old_sets(&self) -> bool {
+        !self.is_settled() || self.held.values().any(|held| held.instead.is_none())
+    }
+
+    /// When the driver wants to be asked again, and why.
+    pub fn due(&self) -> Option<(Instant, &'static str)> {
+        let retry = self.backoff.due().map(|(at, _)| (at, "retry of a table"));
+        let refresh = self.refresh_due().map(|at| (at, "refresh of a table"));
+        [retry, refresh].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Why the next attempt is needed, if the last one failed.
+    pub fn failing(&self) -> Option<&str> {
+        self.backoff.due().map(|(_, reason)| reason)
+    }
+
+    /// What is closed or held back, one line each.
+    pub fn held(&self) -> Vec<String> {
+        let line = |(name, held): (&Box<str>, &Held)| {
+            let state = if held.instead.is_some() { "closed" } else { "unchanged" };
+            match &held.why {
+                Why::Refused { rule, message } => {
+                    format!("chain {name} is {state}: rule {} refused: {message}", self.describe(name, *rule))
+                }
+                Why::SetUnwritten(set) => format!("chain {name} is {state}: set {set} could not be written"),
+            }
+        };
+        self.held.iter().map(line).collect()
+    }
+
+    /// Number of wanted chains and of rules in them and in hooks.
+    pub fn size(&self) -> (usize, usize) {
+        let hooks = self.hooks.values().map(|hooks| hooks.hooks().inserts.len() + hooks.hooks().appends.len());
+        let rules = self.chains.values().map(|wanted| wanted.hashes.len());
+        (self.chains.len(), rules.sum::<usize>() + hooks.sum::<usize>())
+    }
+
+    pub fn take_stats(&mut self) -> TableStats {
+        mem::take(&mut self.stats)
+    }
+
+    /// Takes new features: they change texts and thus hashes.
+    pub fn set_features(&mut self, features: Features) {
+        if self.setup.features == features {
+            return;
+        }
+        self.setup.features = features;
+        for wanted in self.chains.values_mut() {
+            *wanted = Wanted::new(Arc::clone(&wanted.chain), &features);
+        }
+        for (name, hooks) in &mut self.hooks {
+            if let Some(base) = super::base_chain(name) {
+                *hooks = WantedHooks::new(base, hooks.hooks().clone(), &features);
+            }
+        }
+        self.held.clear();
+        self.distrust();
+    }
+
+    /// Returns whether the waiting changes let through packets that the rules in force do not, as far as a
+    /// look at the single rules tells: an action that accepts or marks is new, or one that drops goes away.
+    /// Such changes of a table that comes before the filter wait for the filter (netfilter.md 19.2).
+    pub fn loosens(&self) -> bool {
+        self.dirty.iter().any(|name| {
+            let old = self.previous.get(name).map(|chain| chain.rules.as_slice());
+            if old.is_none() && !self.settled_once {
+                return false;
+            }
+            let old = old.unwrap_or_default();
+            let new = self.chains.get(name).map(|wanted| wanted.chain.rules.as_slice()).unwrap_or_default();
+            new.iter().any(|rule| admits(rule) && !old.contains(rule))
+                || old.iter().any(|rule| rejects(rule) && !new.contains(rule))
+        })
+    }
+
+    fn want_chain(&mut self, name: &ChainName, chain: Option<Arc<Chain>>) {
+        let name: Box<str> = name.as_str().into();
+        self.blamed.remove(&name);
+        let mut in_force = match chain {
+            Some(chain) => {
+                let wanted = Wanted::new(chain, &self.setup.features);
+                self.chains.insert(name.clone(), wanted)
+            }
+            None => self.chains.remove(&name),
+        };
+        // Changed contents get a new chance.
+        if let Some(held) = self.held.remove(&name) {
+            in_force = held.instead;
+        }
+        if !self.dirty.contains(&name)
+            && let Some(in_force) = in_force
+        {
+            self.previous.insert(name.clone(), in_force.chain);
+        }
+        self.dirty.insert(name);
+    }
+
+    fn wants_nothing(&self) -> bool {
+        self.chains.is_empty() && self.hooks.values().all(WantedHooks::is_empty)
+    }
+
+    fn refresh_due(&self) -> Option<Instant> {
+        Some(self.read_at? + self.refresh?)
+    }
+
+    fn content(&self, name: &str) -> Content<'_> {
+        match (self.held.get(name), self.chains.get(name)) {
+            (Some(Held { instead: Some(instead), .. }), _) => Content::Rules(instead),
+            (Some(Held { instead: None, .. }), _) => Content::AsIs,
+            (None, Some(wanted)) => Content::Rules(wanted),
+            (None, None) if self.undeletable.contains(name) => Content::Empty,
+            (None, None) => Content::Absent,
+        }
+    }
+
+    // Reading.
+
+    fn take_listing(&mut self, response: TableResponse, now: Instant) -> Result<(), DriverError> {
+        self.stats.reads += 1;
+        let view = match response {
+            TableResponse::Done(output) => parse(self.id.table, &output).map_err(|unreadable| {
+                DriverError::Readback { program: self.save_program(), line: unreadable.line, reason: unreadable.reason }
+            })?,
+            TableResponse::NotLoaded => View::default(),
+            TableResponse::Refused { program, status, stderr, .. } => {
+                return Err(DriverError::Rejected { program, status, line: None, stderr: stderr.trim().to_owned() });
+            }
+            TableResponse::Broken(error) => return Err(error),
+        };
+        self.read_at = Some(now);
+        self.release_what_is_not_as_it_was(&view);
+        self.compare(view);
+        Ok(())
+    }
+
+    /// A chain that was to stay as it is and has changed is taken up anew.
+    fn release_what_is_not_as_it_was(&mut self, view: &View) {
+        let stay = self.held.iter().filter(|(_, held)| held.instead.is_none()).map(|(name, _)| name.clone());
+        for name in stay.collect::<Vec<_>>() {
+            let former = self.previous.get(&name).map(|chain| Wanted::new(Arc::clone(chain), &self.setup.features));
+            let kernel = view.ours.get(&name);
+            if !former.zip(kernel).is_some_and(|(former, kernel)| former.is_in(kernel)) {
+                self.previous.remove(&name);
+                self.held.remove(&name);
+            }
+        }
+    }
+
+    fn save_program(&self) -> String {
+        format!("{}-{}-save", tool_name(self.id), self.setup.variant.as_str())
+    }
+
+    /// Finds out what differs, and says so if nobody but somebody else can have done it.
+    fn compare(&mut self, view: View) {
+        let mut differing: BTreeSet<Box<str>> = BTreeSet::new();
+        for name in self.chains.keys().chain(view.ours.keys()) {
+            let kernel = view.ours.get(name);
+            let same = match self.content(name) {
+                Content::Rules(wanted) => kernel.is_some_and(|kernel| wanted.is_in(kernel)),
+                Content::AsIs => true,
+                Content::Empty => kernel.is_none_or(Vec::is_empty),
+                Content::Absent => kernel.is_none(),
+            };
+            if !same {
+                differing.insert(name.clone());
+            }
+        }
+        let nothing = WantedHooks::default();
+        let mut differing_hooks: BTreeSet<Box<str>> = BTreeSet::new();
+        for name in self.hooks.keys().chain(view.shared.keys()) {
+            let kernel = view.shared.get(name).map(Vec::as_slice).unwrap_or_default();
+            let wanted = self.hooks.get(name).unwrap_or(&nothing);
+            if !wanted.are_in(kernel, self.setup.insert_mode) {
+                differing_hooks.insert(name.clone());
+            }
+        }
+        self.report_differences(&differing, &differing_hooks);
+        // A chain that is held as it is still waits.
+        let waiting = self.dirty.iter().filter(|name| self.held.get(*name).is_some_and(|held| held.instead.is_none()));
+        differing.extend(waiting.cloned());
+        self.dirty = differing;
+        self.dirty_hooks = differing_hooks;
+        self.view = Some(view);
+        self.fresh = true;
+    }
+
+    fn report_differences(&mut self, chains: &BTreeSet<Box<str>>, hooks: &BTreeSet<Box<str>>) {
+        let table = self.label();
+        if !self.settled_once {
+            let count = chains.len() + hooks.len();
+            if count > 0 {
+                info!(table, chains = count, "table differs from what is wanted");
+            }
+            return;
+        }
+        let foreign = |all: &BTreeSet<Box<str>>, known: &BTreeSet<Box<str>>| {
+            all.difference(known).filter(|name| ***name != *PROBE_CHAIN).cloned().collect::<Vec<_>>()
+        };
+        let mut names = foreign(hooks, &self.dirty_hooks);
+        names.extend(foreign(chains, &self.dirty));
+        if !names.is_empty() {
+            self.stats.repaired += u64::try_from(names.len()).unwrap_or(u64::MAX);
+            warn!(table, chains = %names.join(" "), "foreign changes found, repairing");
+        }
+    }
+
+    // Planning and writing.
+
+    /// Returns the transaction that is needed, `None` if there is none, or why one is needed but impossible.
+    fn plan(&mut self) -> Result<Option<Transaction>, String> {
+        if self.dirty.is_empty() && self.dirty_hooks.is_empty() {
+            return Ok(None);
+        }
+        self.hold_what_cannot_be_written()?;
+        let kept = self.kept();
+        let Some(view) = &self.view else { return Ok(None) };
+        let mut edits = Vec::new();
+        let mut chains = Vec::new();
+        let mut unchanged = Vec::new();
+        for name in self.dirty.iter().filter(|name| !kept.contains(*name)) {
+            let kernel = view.ours.get(name).map(Vec::as_slice);
+            match (self.content(name), kernel) {
+                (Content::AsIs, _) => {}
+                (Content::Rules(new), Some(old)) if new.is_in(old) => unchanged.push(name.clone()),
+                (Content::Rules(new), old) => {
+                    edits.push(Edit::Write { new, old });
+                    chains.push((name.clone(), Some(new.hashes.clone())));
+                }
+                (Content::Absent, None) | (Content::Empty, None | Some([])) => unchanged.push(name.clone()),
+                (Content::Absent, Some(_)) => {
+                    edits.push(Edit::Delete { name });
+                    chains.push((name.clone(), None));
+                }
+                (Content::Empty, Some(_)) => {
+                    edits.push(Edit::Flush { name });
+                    chains.push((name.clone(), Some(Box::default())));
+                }
+            }
+        }
+        let nothing = WantedHooks::default();
+        let mut hook_edits = Vec::new();
+        let mut hooks = Vec::new();
+        let mut unchanged_hooks = Vec::new();
+        for name in &self.dirty_hooks {
+            let old = view.shared.get(name).map(Vec::as_slice).unwrap_or_default();
+            let new = self.hooks.get(name).unwrap_or(&nothing);
+            if new.are_in(old, self.setup.insert_mode) {
+                unchanged_hooks.push(name.clone());
+            } else {
+                hook_edits.push(HookEdit { name, new, old });
+                hooks.push((name.clone(), new.written(old, &self.setup)));
+            }
+        }
+        let text = restore_input(&self.setup, &edits, &hook_edits);
+        drop((edits, hook_edits));
+        for name in unchanged {
+            self.previous.remove(&name);
+            self.dirty.remove(&name);
+        }
+        for name in unchanged_hooks {
+            self.dirty_hooks.remove(&name);
+        }
+        Ok((!text.is_empty()).then(|| Transaction { text: text.into(), chains, hooks }))
+    }
+
+    fn take_verdict(&mut self, transaction: Transaction, response: TableResponse) -> Result<(), DriverError> {
+        match response {
+            TableResponse::Done(_) | TableResponse::NotLoaded => {
+                self.commit(transaction);
+                Ok(())
+            }
+            TableResponse::Broken(error) => Err(error),
+            TableResponse::Refused { program, status, stderr, lines_before } => {
+                let complaint = Complaint::read(&stderr, lines_before);
+                let line = if let Complaint::Lines(lines) = &complaint { lines.first().copied() } else { None };
+                let rejected = DriverError::Rejected { program, status, line, stderr: stderr.trim().to_owned() };
+                self.take_complaint(&transaction, complaint, rejected)
+            }
+        }
+    }
+
+    fn commit(&mut self, transaction: Transaction) {
+        let Transaction { text, chains, hooks } = transaction;
+        self.stats.writes += 1;
+        self.stats.lines += u64::try_from(text.lines().count()).unwrap_or(u64::MAX);
+        self.fresh = false;
+        self.blamed.clear();
+        let Some(view) = &mut self.view else { return };
+        for (name, hashes) in chains {
+            self.dirty.remove(&name);
+            self.previous.remove(&name);
+            match hashes {
+                Some(hashes) => view.ours.insert(name, hashes.iter().copied().map(Some).collect()),
+                None => view.ours.remove(&name),
+            };
+        }
+        for (name, rules) in hooks {
+            self.dirty_hooks.remove(&name);
+            view.shared.insert(name, rules);
+        }
+    }
+
+    // Refusals.
+
+    /// Decides what a refused transaction means: a wrong idea of the kernel (read and try again), a chain
+    /// that cannot go (leave it empty), a rule that cannot be (look for it), or nothing that we can help.
+    fn take_complaint(
+        &mut self,
+        transaction: &Transaction,
+        complaint: Complaint,
+        rejected: DriverError,
+    ) -> Result<(), DriverError> {
+        let lines = match complaint {
+            Complaint::LockBusy => return Err(DriverError::LockBusy { program: program_of(rejected) }),
+            Complaint::SetMissing(set) => return Err(DriverError::SetMissing { program: program_of(rejected), set }),
+            Complaint::Lines(lines) => lines,
+            Complaint::Other => Vec::new(),
+        };
+        if !self.fresh {
+            info!(table = self.label(), error = %rejected, "restore refused, reading the table again");
+            self.distrust();
+            return Ok(());
+        }
+        let places: Vec<_> = lines.iter().map(|line| Place::of(&transaction.text, *line)).collect();
+        let undeletable: Vec<_> = places
+            .iter()
+            .filter_map(|place| if let Place::DeleteChain(name) = place { Some(*name) } else { None })
+            .collect();
+        if !undeletable.is_empty() {
+            warn!(table = self.label(), chains = ?undeletable, "chains of ours stay, emptied: foreign rules refer to them");
+            let new = undeletable.into_iter().map(Box::from).filter(|name| !self.undeletable.contains(name));
+            let new: Vec<Box<str>> = new.collect();
+            if new.is_empty() {
+                return Err(rejected);
+            }
+            self.undeletable.extend(new);
+            // The first of two transactions may have gone in.
+            self.distrust();
+            return Ok(());
+        }
+        let exact: Vec<_> = places.iter().filter_map(|place| self.suspect(place)).collect();
+        let hunt =
+            if exact.is_empty() { Hunt::by_halves(self.all_suspects(&transaction.text)) } else { Hunt::each(exact) };
+        if hunt.probe().is_none() {
+            return Err(rejected);
+        }
+        self.step = Step::Hunting(hunt, rejected);
+        Ok(())
+    }
+
+    fn take_probe(&mut self, mut hunt: Hunt, cause: DriverError, response: TableResponse) -> Result<(), DriverError> {
+        match response {
+            TableResponse::Done(_) | TableResponse::NotLoaded => hunt.answer(None),
+            TableResponse::Refused { stderr, .. } => match Complaint::read(&stderr, 0) {
+                Complaint::LockBusy => return Err(DriverError::LockBusy { program: program_of(cause) }),
+                Complaint::SetMissing(set) => {
+                    return Err(DriverError::SetMissing { program: program_of(cause), set });
+                }
+                Complaint::Lines(_) | Complaint::Other => hunt.answer(Some(one_line(&stderr))),
+            },
+            TableResponse::Broken(error) => return Err(error),
+        }
+        if hunt.probe().is_some() {
+            self.step = Step::Hunting(hunt, cause);
+            return Ok(());
+        }
+        // Whatever the outcome: the failed write and the probes leave nothing to believe.
+        self.distrust();
+        let blamed: Vec<_> = if hunt.exact { hunt.suspects().to_vec() } else { Vec::new() };
+        let mut found = hunt.into_found();
+        if found.is_empty() {
+            found = self.blame(blamed, &cause);
+        }
+        if found.is_empty() {
+            return Err(cause);
+        }
+        for (suspect, message) in found {
+            self.refuse(&suspect, message)?;
+        }
+        if self.refusals >= MAX_REFUSALS_PER_APPLY { Err(cause) } else { Ok(()) }
+    }
+
+    /// A rule that the program blames by line again and again is refused even if it passes by itself: it may be
+    /// unacceptable only where it stands.
+    fn blame(&mut self, suspects: Vec<Suspect>, cause: &DriverError) -> Vec<(Suspect, String)> {
+        let mut found = Vec::new();
+        for suspect in suspects {
+            let times = self.blamed.entry(suspect.chain.clone()).or_default();
+            *times += 1;
+            if *times > 1 {
+                found.push((suspect, cause.to_string()));
+            }
+        }
+        found
+    }
+
+    fn suspect(&self, place: &Place<'_>) -> Option<Suspect> {
+        let Place::Rule { chain, hash } = place else { return None };
+        let Content::Rules(wanted) = self.content(chain) else { return None };
+        let rule = wanted.hashes.iter().position(|have| have == hash)?;
+        Some(Suspect { chain: (*chain).into(), rule })
+    }
+
+    /// Every rule that the transaction writes into chains of ours.
+    fn all_suspects(&self, text: &str) -> Vec<Suspect> {
+        text.lines().filter_map(|line| self.suspect(&Place::of(line, 1))).collect()
+    }
+
+    fn rule(&self, suspect: &Suspect) -> Option<&Rule> {
+        match self.content(&suspect.chain) {
+            Content::Rules(wanted) => wanted.chain.rules.get(suspect.rule),
+            Content::AsIs | Content::Empty | Content::Absent => None,
+        }
+    }
+
+    /// Takes a chain with a refused rule out of the way: a policy or profile is closed, any other chain keeps
+    /// its former contents or, if it has none, is closed too; a chain that hooks lead to is never closed,
+    /// because that would cut the host off.
+    fn refuse(&mut self, suspect: &Suspect, message: String) -> Result<(), DriverError> {
+        let Suspect { chain: name, rule } = suspect;
+        self.refusals += 1;
+        let instead = self.instead(name).ok_or_else(|| DriverError::RuleRefused {
+            table: self.label(),
+            chain: name.to_string(),
+            rule: self.describe(name, *rule),
+            message: message.clone(),
+        })?;
+        error!(
+            table = self.label(),
+            chain = %name,
+            rule = %self.describe(name, *rule),
+            message,
+            closed = instead.is_some(),
+            "rule refused by the kernel or its tool"
+        );
+        self.dirty.insert(name.clone());
+        self.held.insert(name.clone(), Held { why: Why::Refused { rule: *rule, message }, instead });
+        Ok(())
+    }
+
+    /// Returns what a chain is to hold when its wanted contents cannot be written: `Some(None)` is what it
+    /// holds now. `None` if there is nothing safe.
+    fn instead(&self, name: &str) -> Option<Option<Wanted>> {
+        let wanted = self.chains.get(name)?;
+        let closed = || {
+            // The nat table neither lets through nor stops anything, and DROP is refused there.
+            let rules =
+                if self.id.table == Table::Nat { Vec::new() } else { vec![Rule::new(Vec::new(), Action::Drop)] };
+            let chain = Chain { name: wanted.chain.name.clone(), rules };
+            Some(Some(Wanted::new(Arc::new(chain), &self.setup.features)))
+        };
+        if wanted.chain.rules.iter().any(|rule| rule.origin.is_some()) {
+            return closed();
+        }
+        if self.previous.contains_key(name) {
+            return Some(None);
+        }
+        let hooked = self.hooks.values().flat_map(|hooks| hooks.hooks().inserts.iter().chain(&hooks.hooks().appends));
+        if hooked.filter_map(Rule::target).any(|target| target.as_str() == name) { None } else { closed() }
+    }
+
+    /// Holds dirty chains that name a set which could not be written, or a chain that nobody wants.
+    fn hold_what_cannot_be_written(&mut self) -> Result<(), String> {
+        let Some(view) = &self.view else { return Ok(()) };
+        let mut hold = Vec::new();
+        for name in &self.dirty {
+            let (None, Some(wanted)) = (self.held.get(name), self.chains.get(name)) else { continue };
+            if view.ours.get(name).is_some_and(|kernel| wanted.is_in(kernel)) {
+                continue;
+            }
+            let rules = || wanted.chain.rules.iter();
+            if let Some(set) = rules().flat_map(Rule::sets).find(|set| self.blocked_sets.contains(*set)) {
+                // Former contents first, even for policies: the set is ours to get right, not the policy's.
+                let former = self.previous.contains_key(name).then_some(None);
+                let instead = former.or_else(|| self.instead(name)).ok_or_else(|| {
+                    format!("chain {name} waits for set {set}, which could not be written, and cannot be closed")
+                })?;
+                hold.push((name.clone(), Held { why: Why::SetUnwritten(set.clone()), instead }));
+            } else if let Some(rule) =
+                rules().position(|rule| rule.target().is_some_and(|target| !self.chains.contains_key(target.as_str())))
+            {
+                let message = "refers to a chain that is not there".to_owned();
+                let instead = self.instead(name).ok_or_else(|| format!("chain {name} {message}"))?;
+                error!(table = self.label(), chain = %name, rule = %self.describe(name, rule), message);
+                hold.push((name.clone(), Held { why: Why::Refused { rule, message }, instead }));
+            }
+        }
+        self.held.extend(hold);
+        Ok(())
+    }
+
+    /// Chains that stay as they are: the held ones without a substitute, and unwanted ones that those refer to.
+    fn kept(&self) -> BTreeSet<Box<str>> {
+        let held = self.held.iter().filter(|(_, held)| held.instead.is_none()).map(|(name, _)| name.clone());
+        let mut todo: Vec<Box<str>> = held.collect();
+        let mut kept = BTreeSet::new();
+        while let Some(name) = todo.pop() {
+            let targets = self.previous.get(&name).into_iter().flat_map(|chain| chain.targets());
+            let unwanted = targets.filter(|target| !self.chains.contains_key(target.as_str()));
+            todo.extend(unwanted.map(|target| Box::from(target.as_str())).filter(|target| !kept.contains(target)));
+            kept.insert(name);
+        }
+        kept
+    }
+
+    /// `<policy> <direction> rule <n>` if the rule comes from an object in the datastore, else its position.
+    fn describe(&self, chain: &str, rule: usize) -> String {
+        let origin = self.chains.get(chain).and_then(|wanted| wanted.chain.rules.get(rule)?.origin.as_ref());
+        match origin {
+            Some(Origin::Policy { key, direction, index }) => {
+                format!("policy {key} {} rule {index}", direction_word(*direction))
+            }
+            Some(Origin::Profile { name, direction, index }) => {
+                format!("profile {name} {} rule {index}", direction_word(*direction))
+            }
+            None => format!("{chain} {}", rule + 1),
+        }
+    }
+
+    fn label(&self) -> String {
+        label(self.id)
+    }
+}
+
+/// `filter/4`, as reports call a table.
+pub fn label(id: TableId) -> String {
+    format!("{}/{}", id.table.as_str(), id.family.digit())
+}
+
+fn tool_name(id: TableId) -> &'static str {
+    match id.family {
+        program::Family::V4 => "iptables",
+        program::Family::V6 => "ip6tables",
+    }
+}
+
+const fn direction_word(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    }
+}
+
+fn program_of(error: DriverError) -> String {
+    if let DriverError::Rejected { program, .. } = error { program } else { "restore".to_owned() }
+}
+
+/// A tool's message as one line for the log.
+fn one_line(stderr: &str) -> String {
+    stderr.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether the rule lets packets through or marks them for others to do so.
+fn admits(rule: &Rule) -> bool {
+    match &rule.action {
+        Some(
+            Action::Accept
+            | Action::Return
+            | Action::SetMark(_)
+            | Action::SetMaskedMark { .. }
+            | Action::NoTrack
+            | Action::MarkWithinRate { .. },
+        ) => true,
+        Some(
+            Action::Drop
+            | Action::Reject
+            | Action::Jump(_)
+            | Action::Goto(_)
+            | Action::ClearMark(_)
+            | Action::Log { .. }
+            | Action::NfLog { .. }
+            | Action::RejectConnectionsAbove(_)
+            | Action::Dnat { .. }
+            | Action::Snat { .. }
+            | Action::Masquerade { .. }
+            | Action::Dscp(_),
+        )
+        | None => false,
+    }
+}
+
+/// Whether the rule stops packets, now or by taking back a mark.
+fn rejects(rule: &Rule) -> bool {
+    matches!(
+        rule.action,
+        Some(Action::Drop | Action::Reject | Action::ClearMark(_) | Action::RejectConnectionsAbove(_))
+    )
+}

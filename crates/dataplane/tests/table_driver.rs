@@ -1,0 +1,707 @@
+//! The table driver without a kernel: what it asks for, byte for byte, and what it makes of the answers.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dataplane::driver::{Driver as _, Next};
+use dataplane::iptables::plan::Setup;
+use dataplane::iptables::{Features, TableDriver, TableRequest, TableResponse};
+use dataplane::{ChainInsertMode, DriverError, Variant};
+use program::{
+    Action, BaseChain, Chain, ChainName, Direction, Family, Hooks, IcmpType, InterfaceMatch, Match, Origin, Protocol,
+    Rule, SetName, Side, Table, TableChanges, TableId,
+};
+
+const FILTER: TableId = TableId { family: Family::V4, table: Table::Filter };
+const EMPTY: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n";
+const REFRESH: Duration = Duration::from_secs(180);
+
+// The vectors of the specification (netfilter.md 16.8).
+
+#[test]
+fn restore_input_equals_the_vectors() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/rule_rendering.json");
+    let vectors: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let cases = vectors["table_sync"].as_array().unwrap();
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let text = |key: &str| case[key].as_str().unwrap_or_default();
+        let id = text("id");
+        let variant = if text("backend") == "nft" { Variant::Nft } else { Variant::Legacy };
+        let mode = if text("insert_mode") == "append" { ChainInsertMode::Append } else { ChainInsertMode::Insert };
+        let mut driver = driver(variant, mode);
+        driver.want(vector_program());
+        let mut kernel = Script { driver: &mut driver, now: Instant::now() };
+        kernel.expect_save(text("save_before"));
+        kernel.expect_restore(text("restore_input"), id);
+        kernel.expect_idle(id);
+        let second = text("second_restore_input");
+        if second.is_empty() {
+            continue;
+        }
+        kernel.driver.want(if id.starts_with("shrink") { vector_shrink() } else { vector_growth() });
+        kernel.expect_restore(second, id);
+        kernel.expect_idle(id);
+    }
+}
+
+/// The program of all vectors. The policy chain that nothing refers to is not given to the driver.
+fn vector_program() -> TableChanges {
+    let mark = 0x10000;
+    let accepted = Rule::new(vec![Match::MarkIs { value: mark, mask: mark }], Action::Accept)
+        .comment("Policy explicitly accepted packet.");
+    let mut changes = TableChanges::default();
+    put(
+        &mut changes,
+        "cali-FORWARD",
+        vec![Rule::new(
+            vec![Match::In(InterfaceMatch::Prefix("cali".to_owned()))],
+            Action::Jump(name("cali-from-wl-dispatch")),
+        )],
+    );
+    put(&mut changes, "cali-from-wl-dispatch", vec![unknown_interface()]);
+    let hooks = Hooks {
+        inserts: vec![jump("cali-FORWARD")],
+        appends: vec![accepted, Rule::new(Vec::new(), Action::SetMark(mark))],
+    };
+    changes.hooks.insert(BaseChain::Forward, hooks);
+    changes
+}
+
+fn vector_growth() -> TableChanges {
+    let mut changes = TableChanges::default();
+    let workload = Match::In(InterfaceMatch::Exact("cali1".to_owned()));
+    let dispatch = Rule::new(vec![workload], Action::Goto(name("cali-fw-cali1")));
+    put(&mut changes, "cali-from-wl-dispatch", vec![dispatch, unknown_interface()]);
+    put(&mut changes, "cali-fw-cali1", vec![drop_all()]);
+    changes
+}
+
+fn vector_shrink() -> TableChanges {
+    let mut changes = TableChanges::default();
+    put(&mut changes, "cali-from-wl-dispatch", Vec::new());
+    changes
+}
+
+fn unknown_interface() -> Rule {
+    drop_all().comment("Unknown interface")
+}
+
+// Reading and believing.
+
+#[test]
+fn nothing_is_written_when_the_kernel_is_as_wanted() {
+    for variant in [Variant::Legacy, Variant::Nft] {
+        for mode in [ChainInsertMode::Insert, ChainInsertMode::Append] {
+            let mut first = driver(variant, mode);
+            first.want(vector_program());
+            let mut kernel = Script { driver: &mut first, now: Instant::now() };
+            kernel.expect_save(EMPTY);
+            let Next::Do(TableRequest::Restore(input)) = kernel.driver.next(kernel.now) else { panic!() };
+            let listing = as_listed(&input);
+
+            let mut second = driver(variant, mode);
+            second.want(vector_program());
+            let mut kernel = Script { driver: &mut second, now: Instant::now() };
+            kernel.expect_save(&listing);
+            kernel.expect_idle("unchanged");
+            assert_eq!(second.take_stats().writes, 0);
+            assert!(second.is_settled());
+        }
+    }
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_not_written_and_read_again_later() {
+    let truncated = &EMPTY[..EMPTY.len() - "COMMIT\n".len()];
+    let answers = [
+        TableResponse::Done(truncated.to_owned()),
+        TableResponse::Done("# Table `filter' is incompatible, use 'nft' tool.\n".to_owned()),
+        TableResponse::Refused { program: "save".to_owned(), status: 1, stderr: "no".to_owned(), lines_before: 0 },
+        TableResponse::Broken(DriverError::Timeout { program: "save".to_owned(), after: Duration::from_secs(1) }),
+    ];
+    for answer in answers {
+        let mut driver = driver(Variant::Nft, ChainInsertMode::Insert);
+        driver.want(vector_program());
+        let now = Instant::now();
+        assert!(matches!(driver.next(now), Next::Do(TableRequest::Save { .. })));
+        driver.handle(answer, now).unwrap_err();
+        assert!(!driver.is_settled());
+        let Next::NotBefore(later) = driver.next(now) else { panic!("writes without having read") };
+        assert!(driver.due().is_some_and(|(at, _)| at == later));
+        assert!(matches!(driver.next(later), Next::Do(TableRequest::Save { .. })));
+    }
+}
+
+#[test]
+fn a_failed_refresh_takes_all_belief_away() {
+    let mut driver = settled(Variant::Legacy);
+    let later = Instant::now() + 2 * REFRESH;
+    assert!(matches!(driver.next(later), Next::Do(TableRequest::Save { .. })));
+    driver.handle(TableResponse::Done("*filter\n".to_owned()), later).unwrap_err();
+    driver.want(vector_growth());
+    assert!(matches!(driver.next(later), Next::NotBefore(_)));
+    assert!(matches!(driver.next(later + Duration::from_secs(1)), Next::Do(TableRequest::Save { .. })));
+}
+
+#[test]
+fn an_answer_that_never_came_leads_to_a_new_listing() {
+    let mut driver = settled(Variant::Legacy);
+    driver.want(vector_growth());
+    let now = Instant::now();
+    assert!(matches!(driver.next(now), Next::Do(TableRequest::Restore(_))));
+    assert!(matches!(driver.next(now), Next::Do(TableRequest::Save { .. })));
+}
+
+#[test]
+fn the_table_is_read_again_when_the_refresh_interval_is_over() {
+    let mut driver = settled(Variant::Nft);
+    let (due, _) = driver.due().unwrap();
+    assert_eq!(driver.next(due - Duration::from_millis(1)), Next::Idle);
+    assert_eq!(driver.next(due), Next::Do(TableRequest::Save { table: Table::Filter, if_loaded: false }));
+}
+
+#[test]
+fn foreign_changes_are_counted_and_repaired_at_the_refresh() {
+    let listing = |forward: &str, dispatch: &str| {
+        format!(
+            "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:cali-FORWARD - [0:0]\n:cali-from-wl-dispatch - [0:0]\n\
+             {forward}\
+             -A FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD\n\
+             -A FORWARD -m comment --comment \"cali:S93hcgKJrXEqnTfs\" -j ACCEPT\n\
+             -A FORWARD -m comment --comment \"cali:mp77cMpurHhyjLrM\" -j MARK --set-xmark 0x10000/0x10000\n\
+             -A cali-FORWARD -m comment --comment \"cali:X3vB2lGcBrfkYquC\" -i cali+ -j cali-from-wl-dispatch\n\
+             {dispatch}COMMIT\n"
+        )
+    };
+    let ours = "-A cali-from-wl-dispatch -m comment --comment \"cali:zTj6P0TIgYvgz-md\" -j DROP\n";
+    let accept = "-A cali-from-wl-dispatch -j ACCEPT\n";
+    let rewritten = "-A cali-from-wl-dispatch -m comment --comment \"cali:zTj6P0TIgYvgz-md\" \
+                     -m comment --comment \"Unknown interface\" --jump DROP\n";
+    let hooks_again = "-D FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD\n\
+         -D FORWARD -m comment --comment \"cali:S93hcgKJrXEqnTfs\" -j ACCEPT\n\
+         -D FORWARD -m comment --comment \"cali:mp77cMpurHhyjLrM\" -j MARK --set-xmark 0x10000/0x10000\n\
+         -I FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" --jump cali-FORWARD\n\
+         -A FORWARD -m comment --comment \"cali:S93hcgKJrXEqnTfs\" \
+         -m comment --comment \"Policy explicitly accepted packet.\" -m mark --mark 0x10000/0x10000 --jump ACCEPT\n\
+         -A FORWARD -m comment --comment \"cali:mp77cMpurHhyjLrM\" --jump MARK --set-mark 0x10000/0x10000\n";
+    let cases = [
+        ("untouched", Variant::Legacy, listing("", ours), String::new()),
+        ("our rule deleted", Variant::Legacy, listing("", ""), rewritten.to_owned()),
+        (
+            "foreign rule above ours",
+            Variant::Legacy,
+            listing("", &format!("{accept}{ours}")),
+            rewritten.replace("-A cali-from-wl-dispatch", "-R cali-from-wl-dispatch 1")
+                + "-D cali-from-wl-dispatch 2\n",
+        ),
+        (
+            "foreign rule below ours",
+            Variant::Legacy,
+            listing("", &format!("{ours}{accept}")),
+            "-D cali-from-wl-dispatch 2\n".to_owned(),
+        ),
+        ("our rule deleted", Variant::Nft, listing("", ""), format!(":cali-from-wl-dispatch - -\n{rewritten}")),
+        ("foreign rule above our hook", Variant::Nft, listing("-A FORWARD -j DROP\n", ours), hooks_again.to_owned()),
+    ];
+    for (what, variant, listing, repair) in cases {
+        let mut driver = settled(variant);
+        let later = Instant::now() + 2 * REFRESH;
+        let mut kernel = Script { driver: &mut driver, now: later };
+        kernel.expect_save(&listing);
+        let differs = !repair.is_empty();
+        if differs {
+            kernel.expect_restore(&format!("*filter\n{repair}COMMIT\n"), what);
+        }
+        kernel.expect_idle(what);
+        assert_eq!(driver.take_stats().repaired, u64::from(differs), "{what}");
+    }
+}
+
+#[test]
+fn rules_of_ours_in_chains_that_we_never_hooked_are_removed_and_similar_names_are_not_ours() {
+    let before = "*filter\n:FORWARD ACCEPT [0:0]\n:DOCKER-USER - [0:0]\n:calico-dhcp-x - [0:0]\n:neutron - [0:0]\n:felix-x - [0:0]\n\
+                  -A DOCKER-USER -m comment --comment \"cali:AAAAAAAAAAAAAAAA\" -j RETURN\n\
+                  -A DOCKER-USER -j felix-x\n\
+                  -A DOCKER-USER -j calico-dhcp-x\n\
+                  -A FORWARD -j calico-dhcp-x\n-A calico-dhcp-x -j ACCEPT\n-A neutron -j ACCEPT\nCOMMIT\n";
+    let mut driver = driver(Variant::Legacy, ChainInsertMode::Insert);
+    let mut kernel = Script { driver: &mut driver, now: Instant::now() };
+    kernel.expect_save(before);
+    let expected = "*filter\n:felix-x - -\n\
+                    -D DOCKER-USER -m comment --comment \"cali:AAAAAAAAAAAAAAAA\" -j RETURN\n\
+                    -D DOCKER-USER -j felix-x\n--delete-chain felix-x\nCOMMIT\n";
+    kernel.expect_restore(expected, "sweep");
+    kernel.expect_idle("sweep");
+}
+
+#[test]
+fn a_legacy_table_that_nobody_made_is_not_made_by_looking() {
+    let mut nothing = TableDriver::new(FILTER, setup(Variant::Legacy, ChainInsertMode::Insert), None);
+    let now = Instant::now();
+    assert_eq!(nothing.next(now), Next::Do(TableRequest::Save { table: Table::Filter, if_loaded: true }));
+    nothing.handle(TableResponse::NotLoaded, now).unwrap();
+    assert_eq!(nothing.next(now), Next::Idle);
+    assert!(nothing.is_settled());
+}
+
+#[test]
+fn changed_features_change_hashes_and_only_chains_whose_text_changes_are_written() {
+    let mut changes = TableChanges::default();
+    let nflog = Action::NfLog { group: 1, prefix: "x".to_owned() };
+    put(&mut changes, "cali-a", vec![Rule::new(Vec::new(), nflog), jump("cali-b")]);
+    put(&mut changes, "cali-b", vec![drop_all()]);
+    let mut driver = driver(Variant::Legacy, ChainInsertMode::Insert);
+    driver.want(changes);
+    let mut kernel = Script { driver: &mut driver, now: Instant::now() };
+    kernel.expect_save(EMPTY);
+    let Next::Do(TableRequest::Restore(input)) = kernel.driver.next(kernel.now) else { panic!() };
+    kernel.driver.handle(TableResponse::Done(String::new()), kernel.now).unwrap();
+    kernel.driver.set_features(Features { nflog_size: false, ..Features::default() });
+    kernel.expect_save(&as_listed(&input));
+    let Next::Do(TableRequest::Restore(input)) = kernel.driver.next(kernel.now) else { panic!() };
+    let ops: Vec<_> = input.lines().map(|line| line.split(" -m").next().unwrap()).collect();
+    assert_eq!(ops, ["*filter", "-R cali-a 1", "-R cali-a 2", "COMMIT"]);
+}
+
+// Refusals.
+
+#[test]
+fn a_refused_policy_is_closed_and_everything_else_goes_in() {
+    // The legacy variant blames the COMMIT, the nft variant the line of the rule.
+    for variant in [Variant::Legacy, Variant::Nft] {
+        let mut driver = driver(variant, ChainInsertMode::Insert);
+        driver.want(policies(50, &[17]));
+        let now = Instant::now();
+        let mut kernel = FakeKernel::new(variant);
+        kernel.run(&mut driver, now).unwrap();
+        assert!(driver.is_settled());
+        assert_eq!(driver.held().len(), 1);
+        assert!(
+            driver.held()[0]
+                .starts_with("chain cali-pi-17 is closed: rule policy np/ns/policy-17 ingress rule 1 refused: "),
+            "{:?}",
+            driver.held()
+        );
+        let bad = kernel.rules("cali-pi-17");
+        assert_eq!(bad.len(), 1, "{bad:?}");
+        assert!(bad[0].ends_with("--jump DROP"));
+        assert_eq!(kernel.rules("cali-pi-16").len(), 3);
+        assert_eq!(kernel.rules("cali-all").len(), 50);
+        assert!(kernel.rules("cali-probe").is_empty());
+        assert!(kernel.requests < 30, "{} requests", kernel.requests);
+
+        // Nothing more is tried until the policy changes.
+        assert_eq!(driver.next(now), Next::Idle);
+        let mut repaired = TableChanges::default();
+        put(&mut repaired, "cali-pi-17", policy_rules(17, false));
+        driver.want(repaired);
+        kernel.run(&mut driver, now).unwrap();
+        assert!(driver.held().is_empty());
+        assert_eq!(kernel.rules("cali-pi-17").len(), 3);
+    }
+}
+
+#[test]
+fn several_refused_policies_are_found_in_one_apply() {
+    for variant in [Variant::Legacy, Variant::Nft] {
+        let mut driver = driver(variant, ChainInsertMode::Insert);
+        driver.want(policies(30, &[0, 7, 8, 29]));
+        let mut kernel = FakeKernel::new(variant);
+        kernel.run(&mut driver, Instant::now()).unwrap();
+        assert!(driver.is_settled());
+        assert_eq!(driver.held().len(), 4);
+        assert_eq!(kernel.rules("cali-all").len(), 30);
+    }
+}
+
+#[test]
+fn a_refused_chain_that_belongs_to_no_object_keeps_its_last_contents_and_what_they_refer_to() {
+    for variant in [Variant::Legacy, Variant::Nft] {
+        let mut driver = driver(variant, ChainInsertMode::Insert);
+        let mut changes = TableChanges::default();
+        put(&mut changes, "cali-tw-a", vec![jump("cali-old")]);
+        put(&mut changes, "cali-old", vec![drop_all()]);
+        changes.hooks.insert(BaseChain::Forward, Hooks { inserts: vec![jump("cali-tw-a")], appends: Vec::new() });
+        driver.want(changes);
+        let now = Instant::now();
+        let mut kernel = FakeKernel::new(variant);
+        kernel.run(&mut driver, now).unwrap();
+
+        let mut changes = TableChanges::default();
+        put(&mut changes, "cali-tw-a", vec![refused_rule(), jump("cali-new")]);
+        put(&mut changes, "cali-new", vec![drop_all()]);
+        changes.chains.insert(name("cali-old"), None);
+        driver.want(changes);
+        kernel.run(&mut driver, now).unwrap();
+        assert_eq!(driver.held().len(), 1);
+        assert!(driver.held()[0].contains("unchanged"), "{:?}", driver.held());
+        assert!(driver.is_settled() && driver.may_name_old_sets());
+        assert_eq!(kernel.rules("cali-old").len(), 1);
+        assert_eq!(kernel.rules("cali-new").len(), 1);
+        assert!(kernel.rules("cali-tw-a")[0].ends_with("--jump cali-old"));
+
+        let mut changes = TableChanges::default();
+        put(&mut changes, "cali-tw-a", vec![jump("cali-new")]);
+        driver.want(changes);
+        kernel.run(&mut driver, now).unwrap();
+        assert!(driver.held().is_empty() && !driver.may_name_old_sets());
+        assert!(kernel.rules("cali-tw-a")[0].ends_with("--jump cali-new"));
+        assert!(!kernel.has("cali-old"));
+    }
+}
+
+#[test]
+fn a_refused_chain_that_hooks_lead_to_is_an_error_and_never_closed() {
+    let mut driver = driver(Variant::Nft, ChainInsertMode::Insert);
+    let mut changes = TableChanges::default();
+    put(&mut changes, "cali-INPUT", vec![refused_rule()]);
+    changes.hooks.insert(BaseChain::Input, Hooks { inserts: vec![jump("cali-INPUT")], appends: Vec::new() });
+    driver.want(changes);
+    let mut kernel = FakeKernel::new(Variant::Nft);
+    let error = kernel.run(&mut driver, Instant::now()).unwrap_err();
+    assert!(matches!(error, DriverError::RuleRefused { .. }), "{error}");
+    assert!(!driver.is_settled());
+    assert!(!kernel.has("cali-INPUT"));
+}
+
+#[test]
+fn a_refusal_for_another_reason_than_a_rule_is_retried_and_closes_nothing() {
+    let mut driver = driver(Variant::Legacy, ChainInsertMode::Insert);
+    driver.want(policies(3, &[]));
+    let mut kernel = FakeKernel::new(Variant::Legacy);
+    kernel.broken = Some("iptables-restore: line 99 failed");
+    let now = Instant::now();
+    kernel.run(&mut driver, now).unwrap_err();
+    assert!(driver.held().is_empty());
+    assert!(matches!(driver.next(now), Next::NotBefore(_)));
+    kernel.broken = None;
+    kernel.run(&mut driver, now + Duration::from_secs(20)).unwrap();
+    assert!(driver.is_settled());
+}
+
+#[test]
+fn a_missing_set_and_a_busy_lock_are_told_apart_from_bad_rules() {
+    for (stderr, is_set) in [
+        ("iptables-restore v1.8.9 (legacy): Set cali40s:x doesn't exist.\n\nError occurred at line: 3\n", true),
+        ("Another app is currently holding the xtables lock. Perhaps you want to use the -w option?\n", false),
+    ] {
+        let mut driver = driver(Variant::Legacy, ChainInsertMode::Insert);
+        driver.want(policies(3, &[]));
+        let mut kernel = FakeKernel::new(Variant::Legacy);
+        kernel.broken = Some(stderr);
+        match kernel.run(&mut driver, Instant::now()).unwrap_err() {
+            DriverError::SetMissing { set, .. } => assert!(is_set && set == "cali40s:x"),
+            DriverError::LockBusy { .. } => assert!(!is_set),
+            other => panic!("{other}"),
+        }
+        assert!(driver.held().is_empty());
+    }
+}
+
+#[test]
+fn a_chain_of_ours_that_foreign_rules_refer_to_is_emptied_and_left() {
+    let before = "*filter\n:FORWARD ACCEPT [0:0]\n:X - [0:0]\n:cali-old - [0:0]\n:cali-gone - [0:0]\n\
+                  -A X -g cali-old\n-A cali-old -j DROP\nCOMMIT\n";
+    let mut driver = driver(Variant::Legacy, ChainInsertMode::Insert);
+    let mut kernel = Script { driver: &mut driver, now: Instant::now() };
+    kernel.expect_save(before);
+    let Next::Do(TableRequest::Restore(_)) = kernel.driver.next(kernel.now) else { panic!() };
+    kernel.driver.handle(refused("iptables-restore: line 5 failed"), kernel.now).unwrap();
+    kernel.expect_save(before);
+    let expected = "*filter\n:cali-gone - -\n:cali-old - -\n--delete-chain cali-gone\nCOMMIT\n";
+    kernel.expect_restore(expected, "left");
+    kernel.expect_idle("left");
+    kernel.driver.distrust();
+    kernel.expect_save("*filter\n:FORWARD ACCEPT [0:0]\n:X - [0:0]\n:cali-old - [0:0]\n-A X -g cali-old\nCOMMIT\n");
+    kernel.expect_idle("still left");
+}
+
+// Sets that could not be written (I4).
+
+#[test]
+fn a_chain_that_names_an_unwritten_set_waits_and_the_rest_goes_in() {
+    for variant in [Variant::Legacy, Variant::Nft] {
+        let mut driver = driver(variant, ChainInsertMode::Insert);
+        driver.want(policies(3, &[]));
+        let now = Instant::now();
+        let mut kernel = FakeKernel::new(variant);
+        kernel.run(&mut driver, now).unwrap();
+
+        let set = SetName::new("cali40s:x").unwrap();
+        let in_set = Match::Set { side: Side::Source, negated: false, set: set.clone(), with_port: false };
+        let rule = || with_origin(Rule::new(vec![in_set.clone()], Action::Accept), 9);
+        let mut changes = TableChanges::default();
+        put(&mut changes, "cali-pi-0", vec![rule()]);
+        put(&mut changes, "cali-pi-9", vec![rule()]);
+        put(&mut changes, "cali-pi-1", vec![drop_all()]);
+        put(&mut changes, "cali-all", [0, 1, 2, 9].map(|n| jump(&format!("cali-pi-{n}"))).to_vec());
+        driver.want(changes);
+        driver.begin([set].into());
+        kernel.run(&mut driver, now).unwrap();
+        assert_eq!(kernel.rules("cali-pi-0").len(), 3, "keeps its last contents");
+        assert!(kernel.rules("cali-pi-9")[0].ends_with("--jump DROP"), "a new chain is closed");
+        assert_eq!(kernel.rules("cali-pi-1").len(), 1, "others proceed");
+        assert_eq!(driver.held().len(), 2);
+        assert!(driver.may_name_old_sets());
+
+        driver.begin([].into());
+        kernel.run(&mut driver, now).unwrap();
+        for chain in ["cali-pi-0", "cali-pi-9"] {
+            assert!(kernel.rules(chain)[0].contains("--match-set cali40s:x src"), "{chain}");
+        }
+        assert!(driver.held().is_empty() && !driver.may_name_old_sets());
+    }
+}
+
+// Order of tables (netfilter.md 19.2).
+
+#[test]
+fn a_change_that_lets_more_through_is_told_from_one_that_lets_less_through() {
+    let accept = || Rule::new(Vec::new(), Action::Accept);
+    let cases = [
+        ("accept added", vec![drop_all()], Some(vec![accept(), drop_all()]), true),
+        ("accept removed", vec![accept(), drop_all()], Some(vec![drop_all()]), false),
+        ("drop added", vec![accept()], Some(vec![drop_all(), accept()]), false),
+        ("drop removed", vec![drop_all(), jump("cali-b")], Some(vec![jump("cali-b")]), true),
+        ("chain with drop removed", vec![drop_all()], None, true),
+        ("chain with accept removed", vec![accept()], None, false),
+    ];
+    for (what, before, after, loosens) in cases {
+        let mut driver = driver(Variant::Legacy, ChainInsertMode::Insert);
+        let mut changes = TableChanges::default();
+        put(&mut changes, "cali-a", before);
+        put(&mut changes, "cali-b", vec![drop_all()]);
+        driver.want(changes);
+        assert!(!driver.loosens(), "{what}: at the start nothing is known to be stricter");
+        FakeKernel::new(Variant::Legacy).run(&mut driver, Instant::now()).unwrap();
+        let mut changes = TableChanges::default();
+        changes.chains.insert(name("cali-a"), after.map(|rules| chain("cali-a", rules)));
+        driver.want(changes);
+        assert_eq!(driver.loosens(), loosens, "{what}");
+    }
+}
+
+// Helpers.
+
+/// Answers requests by hand.
+struct Script<'a> {
+    driver: &'a mut TableDriver,
+    now: Instant,
+}
+
+impl Script<'_> {
+    #[track_caller]
+    fn expect_save(&mut self, listing: &str) {
+        let next = self.driver.next(self.now);
+        assert!(matches!(next, Next::Do(TableRequest::Save { table: Table::Filter, .. })), "{next:?}");
+        self.driver.handle(TableResponse::Done(listing.to_owned()), self.now).unwrap();
+    }
+
+    #[track_caller]
+    fn expect_restore(&mut self, input: &str, what: &str) {
+        match self.driver.next(self.now) {
+            Next::Do(TableRequest::Restore(text)) => assert_eq!(&*text, input, "{what}"),
+            other => panic!("{what}: {other:?}"),
+        }
+        self.driver.handle(TableResponse::Done(String::new()), self.now).unwrap();
+    }
+
+    #[track_caller]
+    fn expect_idle(&mut self, what: &str) {
+        assert_eq!(self.driver.next(self.now), Next::Idle, "{what}");
+    }
+}
+
+/// A table that refuses any line with an ICMP match, as the kernel does without the protocol.
+struct FakeKernel {
+    variant: Variant,
+    chains: std::collections::BTreeMap<String, Vec<String>>,
+    requests: u32,
+    /// Says this to every transaction.
+    broken: Option<&'static str>,
+}
+
+impl FakeKernel {
+    fn new(variant: Variant) -> Self {
+        let chains = ["INPUT", "FORWARD", "OUTPUT"].map(|base| (base.to_owned(), Vec::new()));
+        Self { variant, chains: chains.into(), requests: 0, broken: None }
+    }
+
+    fn has(&self, chain: &str) -> bool {
+        self.chains.contains_key(chain)
+    }
+
+    fn rules(&self, chain: &str) -> &[String] {
+        self.chains.get(chain).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Runs the driver until it is idle or must wait; returns the last error.
+    fn run(&mut self, driver: &mut TableDriver, now: Instant) -> Result<(), DriverError> {
+        let mut outcome = Ok(());
+        for _ in 0..1_000 {
+            let response = match driver.next(now) {
+                Next::Do(TableRequest::Save { .. }) => TableResponse::Done(self.list()),
+                Next::Do(TableRequest::Restore(input)) => self.restore(&input),
+                Next::NotBefore(_) | Next::Idle => return outcome,
+            };
+            self.requests += 1;
+            if let Err(error) = driver.handle(response, now) {
+                outcome = Err(error);
+            }
+        }
+        panic!("the driver does not come to an end");
+    }
+
+    fn list(&self) -> String {
+        let mut text = "*filter\n".to_owned();
+        for chain in self.chains.keys() {
+            text += &format!(":{chain} - [0:0]\n");
+        }
+        for (chain, rules) in &self.chains {
+            for rule in rules {
+                text += &format!("-A {chain} {}\n", rule.replace("--jump", "-j").replace("--goto", "-g"));
+            }
+        }
+        text + "COMMIT\n"
+    }
+
+    fn restore(&mut self, input: &str) -> TableResponse {
+        if let Some(stderr) = self.broken {
+            return refused(stderr);
+        }
+        let mut next = self.chains.clone();
+        let mut bad = Vec::new();
+        for (number, line) in (1..).zip(input.lines()) {
+            let (op, rest) = line.split_once(' ').unwrap_or((line, ""));
+            let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
+            if line.contains("--icmp-type") {
+                bad.push(number);
+            }
+            match op {
+                "-A" => next.get_mut(chain).unwrap().push(rule.to_owned()),
+                "-I" => next.get_mut(chain).unwrap().insert(0, rule.to_owned()),
+                "-R" => {
+                    let (position, rule) = rule.split_once(' ').unwrap();
+                    next.get_mut(chain).unwrap()[position.parse::<usize>().unwrap() - 1] = rule.to_owned();
+                }
+                "-D" => {
+                    let rules = next.get_mut(chain).unwrap();
+                    let text = rule.replace(" -j ", " --jump ");
+                    let position = rule.parse::<usize>().ok().map(|at| at - 1);
+                    let position = position.or_else(|| rules.iter().position(|have| *have == text));
+                    rules.remove(position.unwrap_or_else(|| panic!("no such rule: {line}")));
+                }
+                "--delete-chain" => {
+                    let used = next.values().flatten().any(|rule| rule.ends_with(&format!(" {chain}")));
+                    assert!(!used, "{chain} is in use");
+                    next.remove(chain).unwrap();
+                }
+                "COMMIT" if !bad.is_empty() => {
+                    let lines =
+                        bad.iter().map(|bad| format!("line {bad}: RULE_APPEND failed (Invalid argument): rule\n"));
+                    return refused(&match self.variant {
+                        Variant::Legacy => format!("iptables-restore: line {number} failed\n"),
+                        Variant::Nft => {
+                            format!("iptables-nft-restore v1.8.9 (nf_tables): \n{}", lines.collect::<String>())
+                        }
+                    });
+                }
+                "COMMIT" => self.chains.clone_from(&next),
+                _ if op.starts_with(':') => drop(next.insert(op[1..].to_owned(), Vec::new())),
+                _ => assert!(op.starts_with('*'), "{line}"),
+            }
+        }
+        TableResponse::Done(String::new())
+    }
+}
+
+fn refused(stderr: &str) -> TableResponse {
+    TableResponse::Refused { program: "restore".to_owned(), status: 1, stderr: stderr.to_owned(), lines_before: 0 }
+}
+
+fn setup(variant: Variant, insert_mode: ChainInsertMode) -> Setup {
+    Setup { table: Table::Filter, variant, insert_mode, features: Features::default() }
+}
+
+fn driver(variant: Variant, insert_mode: ChainInsertMode) -> TableDriver {
+    TableDriver::new(FILTER, setup(variant, insert_mode), Some(REFRESH))
+}
+
+/// A driver whose program is in the kernel.
+fn settled(variant: Variant) -> TableDriver {
+    let mut driver = driver(variant, ChainInsertMode::Insert);
+    driver.want(vector_program());
+    FakeKernel::new(variant).run(&mut driver, Instant::now()).unwrap();
+    assert!(driver.is_settled());
+    driver.take_stats();
+    driver
+}
+
+/// What a save program prints after this input went into an empty table.
+fn as_listed(input: &str) -> String {
+    let mut kernel = FakeKernel::new(Variant::Legacy);
+    kernel.restore(input);
+    kernel.list()
+}
+
+/// A chain that leads to policies of three rules; those in `refused` have a rule that the kernel refuses.
+fn policies(count: u32, refused: &[u32]) -> TableChanges {
+    let mut changes = TableChanges::default();
+    for number in 0..count {
+        put(&mut changes, &format!("cali-pi-{number}"), policy_rules(number, refused.contains(&number)));
+    }
+    put(&mut changes, "cali-all", (0..count).map(|number| jump(&format!("cali-pi-{number}"))).collect());
+    changes.hooks.insert(BaseChain::Forward, Hooks { inserts: vec![jump("cali-all")], appends: Vec::new() });
+    changes
+}
+
+fn policy_rules(number: u32, refused: bool) -> Vec<Rule> {
+    let middle = if refused { refused_rule() } else { drop_all() };
+    [drop_all(), middle, drop_all()].into_iter().map(|rule| with_origin(rule, number)).enumerate().map(at).collect()
+}
+
+fn at((index, mut rule): (usize, Rule)) -> Rule {
+    if let Some(Origin::Policy { index: place, .. }) = &mut rule.origin {
+        *place = u32::try_from(index).unwrap();
+    }
+    rule
+}
+
+fn with_origin(mut rule: Rule, number: u32) -> Rule {
+    let key = model::PolicyKey {
+        kind: model::PolicyKind::NetworkPolicy,
+        namespace: "ns".into(),
+        name: format!("policy-{number}").into(),
+    };
+    rule.origin = Some(Origin::Policy { key, direction: Direction::Ingress, index: 0 });
+    rule
+}
+
+fn refused_rule() -> Rule {
+    let tcp = Match::Protocol { negated: false, protocol: Protocol::Number(6) };
+    let icmp = Match::Icmp { family: Family::V4, negated: false, icmp: IcmpType { kind: 8, code: None } };
+    Rule::new(vec![tcp, icmp], Action::Accept)
+}
+
+fn put(changes: &mut TableChanges, chain_name: &str, rules: Vec<Rule>) {
+    changes.chains.insert(name(chain_name), Some(chain(chain_name, rules)));
+}
+
+fn chain(chain_name: &str, rules: Vec<Rule>) -> Arc<Chain> {
+    Arc::new(Chain { name: name(chain_name), rules })
+}
+
+fn jump(target: &str) -> Rule {
+    Rule::new(Vec::new(), Action::Jump(name(target)))
+}
+
+fn drop_all() -> Rule {
+    Rule::new(Vec::new(), Action::Drop)
+}
+
+fn name(text: &str) -> ChainName {
+    ChainName::new(text).unwrap()
+}
