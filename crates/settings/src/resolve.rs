@@ -229,7 +229,8 @@ fn parse(param: &Param, raw: &str) -> Result<Value, Refused> {
     }
     param.kind.parse(raw).map_err(|reason| {
         let text = if param.local { reason } else { format!("{raw:?} is {}", reason.trim_start()) };
-        Refused { text, fatal: false }
+        // A mistyped endpoint must not become a try at this host.
+        Refused { text, fatal: matches!(param.support, Support::Connection) }
     })
 }
 
@@ -399,14 +400,17 @@ mod tests {
             (File, "EtcdPassword", "hunter2"),
             (File, "ChainInsertMode", "prepend"),
         ];
-        let text = format!("{:?}", raw(&entries[..3]).resolve().unwrap()) + &format!("{:?}", raw(&entries));
+        let text = format!("{:?} {:?}", raw(&entries[2..3]).resolve().unwrap(), raw(&entries));
         assert!(!text.contains("hunter2"), "{text}");
-        let text = raw(&entries).resolve().unwrap_err().to_string();
-        assert!(text.contains("prepend") && !text.contains("hunter2"), "{text}");
+        let invalid = raw(&entries).resolve().unwrap_err();
+        let text = format!("{invalid} {invalid:?}");
+        assert!(text.contains("EtcdEndpoints") && text.contains("EtcdAddr") && text.contains("prepend"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
     }
 
     #[test]
     fn only_what_takes_effect_at_a_start_asks_for_a_restart() {
+        #[allow(clippy::type_complexity, reason = "rows of a table")]
         let cases: &[(&[(Source, &str, &str)], &[&str])] = &[
             (&[], &[]),
             (&[(DatastoreGlobal, "calicoversion", "v3.33"), (DatastoreGlobal, "clusterguid", "x")], &[]),
