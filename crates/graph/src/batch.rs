@@ -53,7 +53,11 @@ pub enum SetType {
 pub enum SetMember {
     /// Host bits clear, never of length 0 (M-10).
     Net(IpNet),
-    AddressPort { address: IpAddr, protocol: u8, port: u16 },
+    AddressPort {
+        address: IpAddr,
+        protocol: u8,
+        port: u16,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -1,31 +1,397 @@
 //! Which facts follow from the current datastore, incrementally.
+//!
+//! Fed with [`Update`]s in any order, one per changed object; gives [`Batch`]es to the compiler.
+//!
+//! ```text
+//! endpoints --> local --> selectors (policies) --> active --> references --> members --> gather --> Batch
+//!    |                         |                     |  profiles --^           ^            ^
+//!    |                         v                     v                         |            |
+//!    |                     endpoints <------------ order                       |            |
+//!    |                         +-----------------------------------------------|------------+
+//!    +--> selectors (rules), network sets -------------------------------------+
+//! ```
+//!
+//! Every stage is a struct with its own state that turns typed input into deltas and calls nobody;
+//! [`Graph::apply`] is the wiring and reads down the page.
+//!
+//! Invariants: a batch depends on the updates so far and on when batches were taken, never on hash
+//! maps (I10); what the batches add up to depends on the current values alone (I1); an update costs in
+//! proportion to what it can change, never to all there is (policy.md A-9).
 
 pub mod batch;
+pub mod stats;
+
+mod active;
+mod endpoints;
+mod gather;
+mod kit;
+mod labels;
+mod local;
+mod members;
+mod names;
+mod order;
+mod profiles;
+mod references;
+mod selectors;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use model::{Labels, Name, NetworkSet, Policy, PolicyKey, Update, WorkloadEndpoint, WorkloadEndpointKey};
 
 pub use batch::{
     Batch, EndpointProgram, MemberDelta, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember,
     SetType, SideProgram, TierProgram,
 };
+pub use stats::{Flow, SelectorStats, Stats};
 
-use model::{Name, Update};
+use active::{ActiveDelta, ActivePolicies};
+use endpoints::Endpoints;
+use gather::Gather;
+use labels::ProfileLabels;
+use local::{LocalDelta, LocalEndpoints};
+use members::{Contribution, Members, Nets, ObjectKey, Ports};
+use names::Names;
+use order::Order;
+use profiles::{ActiveProfiles, ProfileDelta};
+use references::{RefDelta, References, SetSource};
+use selectors::{MatchDelta, Selectors};
 
 /// The calculation graph. See the [module documentation](self).
 #[derive(Debug)]
-pub struct Graph {}
+pub struct Graph {
+    names: Names,
+    profile_labels: ProfileLabels,
+    local: LocalEndpoints,
+    policy_selectors: Selectors,
+    active: ActivePolicies,
+    profiles: ActiveProfiles,
+    order: Order,
+    references: References,
+    rule_selectors: Selectors,
+    members: Members,
+    endpoints: Endpoints,
+    gather: Gather,
+    scratch: Scratch,
+    flow: Flow,
+}
+
+/// Buffers for deltas, kept between updates so that a quiet update allocates nothing.
+#[derive(Debug, Default)]
+struct Scratch {
+    local: Vec<LocalDelta>,
+    local_matches: Vec<MatchDelta>,
+    active: Vec<ActiveDelta>,
+    relisted: Vec<u32>,
+    retiered: Vec<u32>,
+    profiles: Vec<ProfileDelta>,
+    references: Vec<RefDelta>,
+    rule_matches: Vec<MatchDelta>,
+    classes: Vec<u32>,
+    members: Vec<members::MemberDelta>,
+}
 
 impl Graph {
     /// Makes an empty graph for the host of this name (datastore.md 1.4: compared byte for byte).
-    pub fn new(_host: Name) -> Self {
-        unimplemented!()
+    pub fn new(host: Name) -> Self {
+        Self {
+            names: Names::default(),
+            profile_labels: ProfileLabels::default(),
+            local: LocalEndpoints::new(host),
+            policy_selectors: Selectors::default(),
+            active: ActivePolicies::default(),
+            profiles: ActiveProfiles::default(),
+            order: Order::default(),
+            references: References::default(),
+            rule_selectors: Selectors::default(),
+            members: Members::default(),
+            endpoints: Endpoints::default(),
+            gather: Gather::default(),
+            scratch: Scratch::default(),
+            flow: Flow::default(),
+        }
     }
 
     /// Takes one change of a fact. Any order is fine (S-14).
-    pub fn apply(&mut self, _update: Update) {
-        unimplemented!()
+    pub fn apply(&mut self, update: Update) {
+        self.flow.updates += 1;
+
+        // The update enters the stages that keep its value.
+        match update {
+            Update::WorkloadEndpoint(key, value) => self.on_endpoint(&key, value.as_ref()),
+            Update::Policy(key, value) => self.on_policy(&key, value),
+            Update::Tier(name, value) => self.order.on_tier(&name, value, &mut self.scratch.retiered),
+            Update::ProfileRules(name, value) => {
+                self.profiles.on_rules(&name, value.as_ref(), &mut self.scratch.profiles);
+            }
+            Update::ProfileLabels(name, value) => self.on_profile_labels(&name, value.as_deref()),
+            Update::NetworkSet(name, value) => self.on_network_set(&name, value.as_deref()),
+            Update::Link(name, value) => self.gather.on_link(name, value),
+            Update::Config(_, _) | Update::Ready(_) => return,
+        }
+        let scratch = &mut self.scratch;
+        let flow = &mut self.flow;
+
+        // Matches of rule selectors go to the sets that are there now; a set that becomes needed
+        // further down brings its own.
+        flow.rule_matches += scratch.rule_matches.len() as u64;
+        for delta in scratch.rule_matches.drain(..) {
+            self.members.on_match(delta, &mut scratch.members);
+        }
+
+        // selectors (policies) -> active, endpoints.
+        flow.local_matches += scratch.local_matches.len() as u64;
+        for delta in scratch.local_matches.drain(..) {
+            let (MatchDelta::Started { class, .. } | MatchDelta::Stopped { class, .. }) = delta;
+            self.active.on_match(delta, &mut scratch.active);
+            self.endpoints.on_class(class);
+        }
+
+        // active, tiers -> endpoints: who must look again.
+        for policy in scratch.retiered.drain(..) {
+            scratch.relisted.extend(self.active.selector_of(policy));
+        }
+        for selector in scratch.relisted.drain(..) {
+            self.policy_selectors.matching(&self.names, selector, &mut scratch.classes);
+            for class in scratch.classes.drain(..) {
+                self.endpoints.on_class(class);
+            }
+        }
+
+        // active, profiles -> order, references.
+        flow.active += scratch.active.len() as u64;
+        for delta in scratch.active.drain(..) {
+            self.order.on_active(&delta);
+            self.references.on_active(delta, &mut scratch.references);
+        }
+        flow.profiles += scratch.profiles.len() as u64;
+        for delta in scratch.profiles.drain(..) {
+            self.references.on_profile(delta, &mut scratch.references);
+        }
+
+        // references -> members, gather.
+        flow.references += scratch.references.len() as u64;
+        let mut references = std::mem::take(&mut scratch.references);
+        for delta in references.drain(..) {
+            match delta {
+                RefDelta::Needed { set, id, source } => {
+                    self.gather.on_needed(set, id.clone());
+                    self.on_needed(set, id, source);
+                }
+                RefDelta::Policy(key, program) => self.gather.on_policy(key, program),
+                RefDelta::Profile(name, program) => self.gather.on_profile(name, program),
+                RefDelta::Unneeded { set, id } => {
+                    self.gather.on_unneeded(set, id, self.members.is_announced(set));
+                    self.on_unneeded(set);
+                }
+            }
+        }
+        self.scratch.references = references;
+
+        // members -> gather.
+        self.flow.members += self.scratch.members.len() as u64;
+        for delta in self.scratch.members.drain(..) {
+            self.gather.on_member(delta);
+        }
+    }
+
+    /// endpoints -> local -> selectors (policies), profiles, endpoints; endpoints -> selectors (rules), members.
+    fn on_endpoint(&mut self, key: &WorkloadEndpointKey, value: Option<&Arc<WorkloadEndpoint>>) {
+        let scratch = &mut self.scratch;
+        self.local.on_endpoint(key, value, &mut scratch.local);
+        self.flow.local += scratch.local.len() as u64;
+        for delta in scratch.local.drain(..) {
+            let (names, inherited) = (&mut self.names, &self.profile_labels);
+            // The new class before the old one, so that what stays matched stays active.
+            let class = delta.new.as_ref().map(|new| {
+                self.policy_selectors.join(names, inherited, &new.labels, &new.profiles, &mut scratch.local_matches)
+            });
+            let profiles = |value: &Option<Arc<WorkloadEndpoint>>| -> Vec<Name> {
+                value.as_ref().map(|value| value.profiles.clone()).unwrap_or_default()
+            };
+            self.profiles.on_list(&profiles(&delta.old), &profiles(&delta.new), &mut scratch.profiles);
+            if let Some(old) = self.endpoints.on_local(delta, class) {
+                self.policy_selectors.leave(names, inherited, old, &mut scratch.local_matches);
+            }
+        }
+        let object = value.map(|value| Object {
+            labels: &value.labels,
+            profiles: &value.profiles,
+            nets: Nets::of_endpoint(value),
+            ports: Ports::of_endpoint(value),
+        });
+        self.on_object(ObjectKey::Endpoint(key), object);
+    }
+
+    fn on_network_set(&mut self, name: &Name, value: Option<&NetworkSet>) {
+        let object = value.map(|value| Object {
+            labels: &value.labels,
+            profiles: &value.profiles,
+            nets: Nets::of_network_set(value),
+            ports: None,
+        });
+        self.on_object(ObjectKey::NetworkSet(name), object);
+    }
+
+    /// endpoints, network sets -> selectors (rules), members.
+    fn on_object(&mut self, key: ObjectKey<'_>, object: Option<Object<'_>>) {
+        let Scratch { rule_matches, members, .. } = &mut self.scratch;
+        let (names, inherited) = (&mut self.names, &self.profile_labels);
+        let contribution = object.map(|Object { labels, profiles, nets, ports }| {
+            let class = self.rule_selectors.join(names, inherited, labels, profiles, rule_matches);
+            (class, Contribution { nets, ports })
+        });
+        let left = self.members.on_object(names, &key, contribution, &self.rule_selectors, members);
+        if let Some(class) = left {
+            self.rule_selectors.leave(names, inherited, class, rule_matches);
+        }
+        // These matches began and ended with the object, which has brought and taken its members itself.
+        self.flow.rule_matches += rule_matches.len() as u64;
+        rule_matches.clear();
+    }
+
+    /// policies -> selectors (policies), active.
+    fn on_policy(&mut self, key: &PolicyKey, value: Option<Arc<Policy>>) {
+        if self.active.get(key) == value.as_ref() {
+            return;
+        }
+        let Scratch { local_matches, active, relisted, .. } = &mut self.scratch;
+        let (names, inherited) = (&mut self.names, &self.profile_labels);
+        let value = value.map(|policy| {
+            let (selector, _) = self.policy_selectors.register(names, inherited, &policy.selector, local_matches);
+            (policy, selector)
+        });
+        // The stage must know the matches of the new selector before it is given the policy.
+        self.flow.local_matches += local_matches.len() as u64;
+        for delta in local_matches.drain(..) {
+            let (MatchDelta::Started { class, .. } | MatchDelta::Stopped { class, .. }) = delta;
+            self.active.on_match(delta, active);
+            self.endpoints.on_class(class);
+        }
+        if let Some(old) = self.active.on_policy(key, value, active, relisted) {
+            self.policy_selectors.unregister(names, old, local_matches);
+        }
+    }
+
+    /// profile labels -> selectors (policies), selectors (rules).
+    fn on_profile_labels(&mut self, name: &Name, value: Option<&Labels>) {
+        let Scratch { local_matches, rule_matches, .. } = &mut self.scratch;
+        let names = &mut self.names;
+        if let Some(change) = self.profile_labels.set(names, name, value) {
+            self.policy_selectors.change_profile(names, &self.profile_labels, &change, local_matches);
+            self.rule_selectors.change_profile(names, &self.profile_labels, &change, rule_matches);
+            self.profile_labels.settle(names, change);
+        }
+    }
+
+    /// references -> selectors (rules), members: a set fills.
+    fn on_needed(&mut self, set: u32, id: model::SetId, source: SetSource) {
+        let Scratch { rule_matches, classes, members, .. } = &mut self.scratch;
+        let selector = match &source {
+            SetSource::Selector(selector) | SetSource::NamedPort { selector, .. } => Some(selector),
+            SetSource::Service | SetSource::ServiceAddresses => None,
+        };
+        let registered = selector.map(|selector| {
+            self.rule_selectors.register(&mut self.names, &self.profile_labels, selector, rule_matches)
+        });
+        // What is new to the selector is the same as what is new to the set, if the selector is new too.
+        self.flow.rule_matches += rule_matches.len() as u64;
+        rule_matches.clear();
+        self.members.on_needed(set, id, source, registered.map(|(selector, _)| selector));
+        if let Some((selector, _)) = registered {
+            self.rule_selectors.matching(&self.names, selector, classes);
+            self.members.fill(set, classes, members);
+            classes.clear();
+        }
+    }
+
+    /// references -> members, selectors (rules): a set goes as a whole.
+    fn on_unneeded(&mut self, set: u32) {
+        let Scratch { rule_matches, .. } = &mut self.scratch;
+        if let Some(selector) = self.members.on_unneeded(set) {
+            self.rule_selectors.unregister(&mut self.names, selector, rule_matches);
+            // They concern no set any more.
+            self.flow.rule_matches += rule_matches.len() as u64;
+            rule_matches.clear();
+        }
     }
 
     /// Everything that changed since the last call, each object at most once. Deterministic (I10).
     pub fn take_batch(&mut self) -> Batch {
-        unimplemented!()
+        let Self { policy_selectors, active, order, endpoints, gather, members, .. } = self;
+        // Classes that the same selectors match have the same tiers.
+        let mut arranged: HashMap<&[u32], Arc<[TierProgram]>> = HashMap::new();
+        let endpoints = endpoints.take(|class| {
+            let selectors = policy_selectors.matches_of(class);
+            let arrange = || order.arrange(selectors.iter().flat_map(|selector| active.with_selector(*selector)));
+            Arc::clone(arranged.entry(selectors).or_insert_with(arrange))
+        });
+        let batch = gather.take(members, endpoints);
+        self.flow.output += [
+            batch.links.len(),
+            batch.sets_created.len(),
+            batch.members.len(),
+            batch.policies.len(),
+            batch.profiles.len(),
+            batch.endpoints.len(),
+            batch.sets_removed.len(),
+        ]
+        .into_iter()
+        .sum::<usize>() as u64;
+        batch
     }
+
+    /// Sizes and work done so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            local_endpoints: self.local.len() as u64,
+            active_policies: u64::from(self.active.active()),
+            active_profiles: self.profiles.len() as u64,
+            active_sets: self.references.sets() as u64,
+            objects: self.members.objects() as u64,
+            policy_selectors: self.policy_selectors.stats(),
+            rule_selectors: self.rule_selectors.stats(),
+            flow: self.flow,
+        }
+    }
+
+    /// True if no stage holds anything: every fact has gone, and a batch has been taken since. For tests.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            names,
+            profile_labels,
+            local,
+            policy_selectors,
+            active,
+            profiles,
+            order,
+            references,
+            rule_selectors,
+            members,
+            endpoints,
+            gather,
+            scratch: _,
+            flow: _,
+        } = self;
+        names.is_empty()
+            && profile_labels.is_empty()
+            && local.is_empty()
+            && policy_selectors.is_empty()
+            && active.is_empty()
+            && profiles.is_empty()
+            && order.is_empty()
+            && references.is_empty()
+            && rule_selectors.is_empty()
+            && members.is_empty()
+            && endpoints.is_empty()
+            && gather.is_empty()
+    }
+}
+
+/// An endpoint or network set on its way into the stages.
+struct Object<'a> {
+    labels: &'a Labels,
+    profiles: &'a [Name],
+    nets: Nets,
+    ports: Option<Box<Ports>>,
 }

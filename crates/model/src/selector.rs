@@ -51,6 +51,12 @@ impl Selector {
         parser::parse(text).map(Self::from_tree)
     }
 
+    /// The selector `all()`.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::from_tree(ast::Tree::new(vec![ast::Node::All]))
+    }
+
     fn from_tree(tree: ast::Tree) -> Self {
         let canonical = tree.print("").into_boxed_str();
         Self { tree, canonical, id: OnceLock::new() }

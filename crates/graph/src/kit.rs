@@ -1,0 +1,27 @@
+//! Small containers that carry the bookkeeping of the stages.
+//!
+//! They know nothing of networks. Hash maps appear in them for look-up only; whatever is iterated is
+//! ordered, or its order cannot reach the output.
+
+mod column;
+mod counted;
+mod groups;
+mod intern;
+mod links;
+mod pending;
+
+pub(crate) use column::Column;
+pub(crate) use counted::Counted;
+pub(crate) use groups::Groups;
+pub(crate) use intern::Interner;
+pub(crate) use links::Links;
+pub(crate) use pending::Pending;
+
+/// Hash of values that come from outside: seeded anew in every process.
+pub(crate) type Seed = foldhash::fast::RandomState;
+
+/// Look-up by numbers that we assigned ourselves.
+pub(crate) type IdMap<K, V> = hashbrown::HashMap<K, V, rustc_hash::FxBuildHasher>;
+
+/// Look-up by values that come from outside.
+pub(crate) type ValueMap<K, V> = hashbrown::HashMap<K, V, Seed>;

@@ -1,0 +1,123 @@
+//! One rule becomes one program (policy.md ).
+
+use std::sync::Arc;
+
+use model::{EntityMatch, Name, Port, PortRange, Protocol, Rule, Selector, SetId};
+
+use super::Need;
+use crate::batch::{RuleProgram, SideProgram};
+
+/// Where the members of a set come from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum SetSource {
+    /// Addresses of everything that matches (M-10).
+    Selector(Arc<Selector>),
+    /// Addresses and ports of endpoints that match (M-20); `None` is any protocol.
+    NamedPort {
+        selector: Arc<Selector>,
+        protocol: Option<u8>,
+        port: Name,
+    },
+    /// Nothing fills it.
+    Service,
+    ServiceAddresses,
+}
+
+/// Converts a rule and adds what it refers to to `needs`.
+pub(super) fn rule(rule: &Rule, index: u32, match_all: &Arc<Selector>, needs: &mut Vec<Need>) -> RuleProgram {
+    let mut source = side(&rule.source, rule.protocol.as_ref(), match_all, needs);
+    let mut destination = side(&rule.destination, rule.protocol.as_ref(), match_all, needs);
+    if let Some(service) = &rule.source.service {
+        let id = SetId::for_service_addresses(&service.namespace, &service.name);
+        needs.push((id.clone(), SetSource::ServiceAddresses));
+        source.sets.push(id);
+    }
+    if let Some(service) = &rule.destination.service {
+        let id = SetId::for_service(&service.namespace, &service.name);
+        needs.push((id.clone(), SetSource::Service));
+        destination.address_port_sets.push(id);
+    }
+    RuleProgram {
+        action: rule.action,
+        family: rule.family,
+        protocol: rule.protocol.clone(),
+        not_protocol: rule.not_protocol.clone(),
+        icmp: rule.icmp,
+        not_icmp: rule.not_icmp,
+        source,
+        destination,
+        annotations: rule.annotations.clone(),
+        index,
+    }
+}
+
+fn side(
+    entity: &EntityMatch,
+    protocol: Option<&Protocol>,
+    match_all: &Arc<Selector>,
+    needs: &mut Vec<Need>,
+) -> SideProgram {
+    // Positive and negative merge, a negative one alone stays.
+    let (positive, negative) = match (&entity.selector, &entity.not_selector) {
+        (Some(positive), Some(negative)) => (Some(Arc::new(positive.and(&negative.negated()))), None),
+        (positive, negative) => (positive.clone(), negative.clone()),
+    };
+
+    let (ports, names) = split(&entity.ports);
+    let (not_ports, not_names) = split(&entity.not_ports);
+    let named_ports = |names: Vec<&Name>, needs: &mut Vec<Need>| -> Vec<SetId> {
+        let selector = positive.as_ref().unwrap_or(match_all);
+        let need = |name: &Name| {
+            let (protocol_key, protocol) = protocol_key(protocol);
+            let id = SetId::for_named_port(selector.id(), protocol_key, name);
+            let source = SetSource::NamedPort { selector: Arc::clone(selector), protocol, port: Name::clone(name) };
+            needs.push((id.clone(), source));
+            id
+        };
+        names.into_iter().map(need).collect()
+    };
+    let mut by_selector = |selector: &Arc<Selector>| {
+        let id = selector.id().clone();
+        needs.push((id.clone(), SetSource::Selector(Arc::clone(selector))));
+        id
+    };
+
+    // Named ports alone contain the restriction already.
+    let only_named = ports.is_empty() && !names.is_empty();
+    let sets = positive.iter().filter(|_| !only_named).map(&mut by_selector).collect();
+    let not_sets = negative.iter().map(&mut by_selector).collect();
+    SideProgram {
+        nets: entity.nets.clone(),
+        not_nets: entity.not_nets.clone(),
+        sets,
+        not_sets,
+        named_port_sets: named_ports(names, needs),
+        not_named_port_sets: named_ports(not_names, needs),
+        ports,
+        not_ports,
+        address_port_sets: Vec::new(),
+    }
+}
+
+/// Separates numbers from names.
+fn split(ports: &[Port]) -> (Vec<PortRange>, Vec<&Name>) {
+    let mut ranges = Vec::new();
+    let mut names = Vec::new();
+    for port in ports {
+        match port {
+            Port::Range(range) => ranges.push(*range),
+            Port::Named(name) => names.push(name),
+        }
+    }
+    (ranges, names)
+}
+
+/// Protocol of a named-port set, as it goes into the id and as a number.
+fn protocol_key(protocol: Option<&Protocol>) -> (&'static str, Option<u8>) {
+    match protocol.map(Protocol::number) {
+        None => ("any", None),
+        Some(Some(17)) => ("udp", Some(17)),
+        Some(Some(132)) => ("sctp", Some(132)),
+        Some(_) => ("tcp", Some(6)),
+    }
+}
