@@ -1,13 +1,53 @@
 //! Turns graph output into programs.
+//!
+//! Fed with one [`Batch`] at a time, returns the [`Changes`] of sets, tables and routes that bring the
+//! kernel to the state after it. Inside, data moves one way:
+//!
+//! ```text
+//! batch ─► sets ──────────────────────────────────────────────► changes.sets
+//!       ─► sources (policies, profiles) ─► policy ─┐
+//!       ─► endpoint, dispatch, static_chains ──────┴─► uses ──► changes.tables
+//!       ─► routes ────────────────────────────────────────────► changes.routes
+//! ```
+//!
+//! Invariants: the program after any history equals the one that a fresh compiler makes of the same
+//! state (marks of endpoints with IPVS excepted); every jump target and every set that a rule names
+//! exists; what cannot be programmed is closed and reported, never open; no text from the datastore
+//! gets into a name or an interface match unless it was looked at here.
 
+pub mod dispatch;
+pub mod endpoint;
+pub mod endpoint_marks;
 pub mod marks;
+pub mod names;
 pub mod options;
+pub mod policy;
+pub mod routes;
+pub mod sets;
+mod sources;
+pub mod static_chains;
+pub mod uses;
 
-use graph::Batch;
-use program::Changes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-pub use marks::Marks;
+use graph::{Batch, EndpointProgram};
+use model::{Family, Name, PolicyKey};
+use program::{
+    Action, Chain, ChainName, Changes, InterfaceMatch, InterfaceSpec, Match, RouteSpec, Rule, Side, Table, TableId,
+};
+
+pub use marks::{MarkError, Marks};
 pub use options::Options;
+
+use dispatch::HostDispatch;
+use endpoint_marks::EndpointMarks;
+use sets::Sets;
+use sources::Sources;
+use uses::TableProgram;
+
+/// The tables that we program.
+const TABLES: [Table; 2] = [Table::Raw, Table::Filter];
 
 /// Something in a batch that cannot be programmed, for the operator's log.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,16 +59,318 @@ pub struct Complaint {
 
 /// See the [module documentation](self).
 #[derive(Debug)]
-pub struct Compiler {}
+pub struct Compiler {
+    options: Options,
+    started: bool,
+    tables: BTreeMap<TableId, TableProgram>,
+    sets: Sets,
+    sources: Sources,
+    endpoints: BTreeMap<Name, Endpoint>,
+    /// Dispatch chains that are defined, among them children that come and go.
+    dispatch: BTreeSet<ChainName>,
+    marks: EndpointMarks,
+}
+
+/// What we remember of an endpoint.
+#[derive(Debug)]
+struct Endpoint {
+    program: Arc<EndpointProgram>,
+    chains: Vec<ChainName>,
+    groups: Vec<ChainName>,
+    spec: InterfaceSpec,
+    routes: BTreeMap<Family, Vec<RouteSpec>>,
+}
 
 impl Compiler {
-    pub fn new(_options: Options) -> Self {
-        unimplemented!()
+    pub fn new(options: Options) -> Self {
+        Self {
+            marks: EndpointMarks::new(&options.marks),
+            options,
+            started: false,
+            tables: BTreeMap::new(),
+            sets: Sets::default(),
+            sources: Sources::default(),
+            endpoints: BTreeMap::new(),
+            dispatch: BTreeSet::new(),
+        }
     }
 
     /// Returns the changes that bring the kernel to the state after this batch. The first call
     /// returns a complete program.
-    pub fn compile(&mut self, _batch: &Batch) -> (Changes, Vec<Complaint>) {
-        unimplemented!()
+    pub fn compile(&mut self, batch: &Batch) -> (Changes, Vec<Complaint>) {
+        let Batch { seq, links, sets_created, members, policies, profiles, endpoints, sets_removed } = batch;
+        let mut changes = Changes { seq: *seq, links: links.clone(), ..Changes::default() };
+        let mut complaints = Vec::new();
+        let first = !std::mem::replace(&mut self.started, true);
+        if first {
+            self.start(&mut changes);
+        }
+        for (id, contents) in sets_created {
+            self.sets.create(&self.options, id, contents, &mut changes, &mut complaints);
+        }
+        for (id, delta) in members {
+            self.sets.change(&self.options, id, delta, &mut changes);
+        }
+        for (key, program) in policies {
+            self.sources.set_policy(key, program.as_ref());
+            self.force(key, program.as_ref().is_some_and(|program| program.always_needed));
+        }
+        for (name, program) in profiles {
+            self.sources.set_profile(name, program.as_ref());
+        }
+        let mut names_changed = first;
+        let mut spoofing_changed = first;
+        for (interface, program) in endpoints {
+            let old = self.endpoints.remove(interface);
+            let program = program.as_ref().filter(|program| self.is_programmable(interface, program, &mut complaints));
+            names_changed |= old.is_some() != program.is_some();
+            spoofing_changed |= spoofing(old.as_ref().map(|old| &old.program)) != spoofing(program);
+            match program {
+                Some(program) => self.set_endpoint(interface, program, old, &mut changes, &mut complaints),
+                None => self.remove_endpoint(interface, old, &mut changes),
+            }
+        }
+        if names_changed {
+            self.define_dispatch();
+        }
+        if spoofing_changed {
+            self.define_rpf_skip();
+        }
+        // Sets go last: rules of this batch may not name them any more.
+        for id in sets_removed.iter().filter(|id| !sets_created.contains_key(*id)) {
+            self.sets.remove(&self.options, id, &mut changes);
+        }
+        self.define_lazy_chains(&mut complaints);
+        for (id, table) in &mut self.tables {
+            let table = table.finish();
+            if !table.chains.is_empty() || !table.hooks.is_empty() {
+                changes.tables.insert(*id, table);
+            }
+        }
+        complaints.sort_by(|a, b| (&a.object, &a.reason).cmp(&(&b.object, &b.reason)));
+        complaints.dedup();
+        (changes, complaints)
     }
+
+    /// Hooks, static chains, and an empty chain for whatever they jump to.
+    fn start(&mut self, changes: &mut Changes) {
+        let options = &self.options;
+        for family in options.families() {
+            for table in TABLES {
+                let program = self.tables.entry(TableId { family: *family, table }).or_default();
+                let mut define =
+                    |chains: Vec<Chain>| chains.into_iter().for_each(|chain| program.define(Arc::new(chain)));
+                match table {
+                    Table::Filter => {
+                        define(static_chains::filter(options, *family));
+                        define(vec![Chain { name: ChainName::fixed(names::CIDR_BLOCK), rules: Vec::new() }]);
+                        define(dispatch::hosts(options, table, HostDispatch::FromForward, &[], false));
+                        define(dispatch::hosts(options, table, HostDispatch::ToForward, &[], false));
+                    }
+                    Table::Raw => define(static_chains::raw(options, *family)),
+                    Table::Mangle | Table::Nat => {}
+                }
+                define(dispatch::hosts(options, table, HostDispatch::From, &[], false));
+                define(dispatch::hosts(options, table, HostDispatch::To, &[], false));
+                for (base, hooks) in static_chains::hooks(options, table) {
+                    program.set_hooks(base, hooks);
+                }
+            }
+            for (id, kind) in static_chains::sets(options, *family) {
+                self.sets.create_fixed(options, *family, id, kind, changes);
+            }
+        }
+    }
+
+    /// Says whether an endpoint's interface is one that we may write rules and routes for.
+    fn is_programmable(&self, interface: &str, program: &EndpointProgram, complaints: &mut Vec<Complaint>) -> bool {
+        let ours = |prefix: &String| !prefix.is_empty() && interface.starts_with(prefix.as_str());
+        let defect = names::interface_defect(interface).or_else(|| {
+            (!self.options.interface_prefixes.iter().any(ours))
+                .then_some("does not begin with an interface prefix of ours")
+        });
+        if let Some(defect) = defect {
+            let reason = format!("the endpoint gets no rules and no routes: interface name {interface:?} {defect}");
+            complaints.push(Complaint { object: format!("endpoint {}", program.key), reason });
+        }
+        defect.is_none()
+    }
+
+    fn set_endpoint(
+        &mut self,
+        interface: &Name,
+        program: &Arc<EndpointProgram>,
+        old: Option<Endpoint>,
+        changes: &mut Changes,
+        complaints: &mut Vec<Complaint>,
+    ) {
+        if endpoint::Limits::exceeded(&program.endpoint) {
+            let reason = format!("packet rate or burst is above {} and cut", endpoint::MAX_RATE);
+            complaints.push(Complaint { object: format!("endpoint {}", program.key), reason });
+        }
+        let mark = if self.options.ipvs { self.marks.allocate(interface) } else { None };
+        let mut groups = Vec::new();
+        let chains = endpoint::workload_chains(&self.options, interface, program, mark, &mut groups);
+        let new = Endpoint {
+            program: Arc::clone(program),
+            chains: chains.iter().map(|chain| chain.name.clone()).collect(),
+            groups: groups.iter().map(|(name, _)| name.clone()).collect(),
+            spec: InterfaceSpec { may_spoof: !program.endpoint.allowed_spoofed.is_empty() },
+            routes: BTreeMap::new(),
+        };
+        self.sources.hold_groups(groups);
+        for chain in chains {
+            // The same text in both families.
+            let chain = Arc::new(chain);
+            for table in self.filter_tables() {
+                table.define(Arc::clone(&chain));
+            }
+        }
+        let new = self.set_routes(interface, new, old.as_ref(), changes);
+        if old.as_ref().map(|old| old.spec) != Some(new.spec) {
+            changes.interfaces.insert(Name::clone(interface), Some(new.spec));
+        }
+        self.endpoints.insert(Name::clone(interface), new);
+        if let Some(old) = old {
+            self.sources.drop_groups(&old.groups);
+        }
+    }
+
+    fn set_routes(
+        &self,
+        interface: &Name,
+        mut new: Endpoint,
+        old: Option<&Endpoint>,
+        changes: &mut Changes,
+    ) -> Endpoint {
+        for family in self.options.families() {
+            let routes = routes::workload_routes(&self.options, &new.program, *family);
+            if old.and_then(|old| old.routes.get(family)) != Some(&routes) {
+                changes.routes.insert((*family, Name::clone(interface)), routes.clone());
+            }
+            new.routes.insert(*family, routes);
+        }
+        new
+    }
+
+    fn remove_endpoint(&mut self, interface: &Name, old: Option<Endpoint>, changes: &mut Changes) {
+        let Some(old) = old else { return };
+        for table in self.filter_tables() {
+            for chain in &old.chains {
+                table.undefine(chain);
+            }
+        }
+        self.sources.drop_groups(&old.groups);
+        self.marks.release(interface);
+        for family in self.options.families() {
+            changes.routes.insert((*family, Name::clone(interface)), Vec::new());
+        }
+        changes.interfaces.insert(Name::clone(interface), None);
+    }
+
+    fn force(&mut self, key: &PolicyKey, forced: bool) {
+        if key.kind.is_staged() {
+            return;
+        }
+        let chains = [program::Direction::Ingress, program::Direction::Egress].map(|way| names::policy_chain(key, way));
+        for table in self.filter_tables() {
+            for chain in &chains {
+                table.force(chain, forced);
+            }
+        }
+    }
+
+    fn define_dispatch(&mut self) {
+        let options = &self.options;
+        let names: Vec<&str> = self.endpoints.keys().map(AsRef::as_ref).collect();
+        let mut chains = dispatch::workloads(options, &names);
+        if options.ipvs {
+            chains.extend(dispatch::endpoint_marks(options, &names, &[], &|name| self.marks.get(name)));
+        }
+        let chains: Vec<_> = chains.into_iter().map(Arc::new).collect();
+        let new: BTreeSet<_> = chains.iter().map(|chain| chain.name.clone()).collect();
+        let old = std::mem::replace(&mut self.dispatch, new.clone());
+        for table in self.filter_tables() {
+            for chain in &chains {
+                table.define(Arc::clone(chain));
+            }
+            for name in old.difference(&new) {
+                table.undefine(name);
+            }
+        }
+    }
+
+    /// Exemptions from the reverse path check (netfilter.md 13.6), by interface and prefix (defect D7).
+    fn define_rpf_skip(&mut self) {
+        for (id, table) in self.tables.iter_mut().filter(|(id, _)| id.table == Table::Raw) {
+            let mut rules = Vec::new();
+            for (interface, endpoint) in &self.endpoints {
+                let nets = endpoint.program.endpoint.allowed_spoofed.iter().filter(|net| Family::of(net) == id.family);
+                for net in nets.collect::<BTreeSet<_>>() {
+                    let matches = vec![
+                        Match::In(InterfaceMatch::Exact(interface.as_ref().to_owned())),
+                        Match::Net { side: Side::Source, negated: false, net: *net },
+                    ];
+                    rules.push(Rule::new(matches, Action::Accept));
+                }
+            }
+            table.define(Arc::new(Chain { name: ChainName::fixed(names::RPF_SKIP), rules }));
+        }
+    }
+
+    /// Renders the policy, profile and group chains that tables need and do not have, or whose source
+    /// changed. What has no source is closed.
+    fn define_lazy_chains(&mut self, complaints: &mut Vec<Complaint>) {
+        let changed = self.sources.take_changed();
+        let Self { options, tables, sets, sources, endpoints, .. } = self;
+        let set_exists = |id: &model::SetId| sets.exists(id);
+        for (id, table) in tables {
+            for name in changed.iter().filter(|name| table.is_needed(name)).cloned().collect::<Vec<_>>() {
+                match sources.render(options, *id, &name, &set_exists, complaints) {
+                    Some(chain) => table.define_lazy(Arc::new(chain)),
+                    None => table.undefine(&name),
+                }
+            }
+            while let Some(name) = table.missing().cloned() {
+                let chain = sources.render(options, *id, &name, &set_exists, complaints);
+                let chain = chain.unwrap_or_else(|| {
+                    let reason = "rules refer to it, but it is not known; what gets there is dropped".to_owned();
+                    complaints.push(Complaint { object: describe(&name, endpoints), reason });
+                    policy::closed_chain(name)
+                });
+                table.define_lazy(Arc::new(chain));
+            }
+        }
+    }
+
+    fn filter_tables(&mut self) -> impl Iterator<Item = &mut TableProgram> {
+        self.tables.iter_mut().filter(|(id, _)| id.table == Table::Filter).map(|(_, table)| table)
+    }
+}
+
+fn spoofing(program: Option<&Arc<EndpointProgram>>) -> &[ipnet::IpNet] {
+    program.map_or(&[], |program| &program.endpoint.allowed_spoofed)
+}
+
+/// Finds what a chain would be rendered from, for a complaint; slow, because it should not happen.
+fn describe(chain: &ChainName, endpoints: &BTreeMap<Name, Endpoint>) -> String {
+    use program::Direction::{Egress, Ingress};
+    for endpoint in endpoints.values() {
+        let tiers = endpoint.program.tiers.iter();
+        let policies = tiers.flat_map(|tier| {
+            let ingress = tier.ingress.iter().map(|policy| (policy, Ingress));
+            ingress.chain(tier.egress.iter().map(|policy| (policy, Egress)))
+        });
+        for (policy, direction) in policies {
+            if names::policy_chain(&policy.key, direction) == *chain {
+                return policy.key.to_string();
+            }
+        }
+        for profile in &endpoint.program.endpoint.profiles {
+            if [Ingress, Egress].iter().any(|way| names::profile_chain(profile, *way) == *chain) {
+                return format!("profile {profile}");
+            }
+        }
+    }
+    format!("chain {chain}")
 }

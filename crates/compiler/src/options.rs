@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use model::{Family, PortRange};
+use program::{Action, Table};
 
 use crate::marks::Marks;
 
@@ -57,6 +58,15 @@ pub enum AllowAction {
     Return,
 }
 
+impl AllowAction {
+    pub const fn action(self) -> Action {
+        match self {
+            Self::Accept => Action::Accept,
+            Self::Return => Action::Return,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenyAction {
     Drop,
@@ -80,6 +90,39 @@ pub struct Failsafe {
 }
 
 impl Options {
+    /// The families that are programmed, in the order in which they are written.
+    pub fn families(&self) -> &'static [Family] {
+        if self.ipv6 { &Family::BOTH } else { &[Family::V4] }
+    }
+
+    /// DENY of a table (netfilter.md 1): the kernel takes REJECT in `filter` only (defect D2).
+    pub fn deny(&self, table: Table) -> Action {
+        if self.rejects_in(table) { Action::Reject } else { Action::Drop }
+    }
+
+    /// DENY as a word of a comment.
+    pub fn deny_word(&self, table: Table) -> &'static str {
+        if self.rejects_in(table) { "Reject" } else { "Drop" }
+    }
+
+    fn rejects_in(&self, table: Table) -> bool {
+        table == Table::Filter && self.filter_deny == DenyAction::Reject
+    }
+
+    pub(crate) fn vxlan_enabled(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.vxlan_enabled_v4,
+            Family::V6 => self.vxlan_enabled_v6,
+        }
+    }
+
+    pub(crate) fn wireguard_port(&self, family: Family) -> Option<u16> {
+        match family {
+            Family::V4 => self.wireguard_port_v4,
+            Family::V6 => self.wireguard_port_v6,
+        }
+    }
+
     /// The metric of routes to local workloads.
     pub fn route_metric(&self, family: Family) -> u32 {
         match family {
@@ -120,10 +163,26 @@ impl Default for Options {
             ipvs: false,
             kube_node_ports: vec![PortRange { first: 30000, last: 32767 }],
             failsafe_inbound: vec![
-                tcp(22), udp(68), tcp(179), tcp(2379), tcp(2380), tcp(5473), tcp(6443), tcp(6666), tcp(6667),
+                tcp(22),
+                udp(68),
+                tcp(179),
+                tcp(2379),
+                tcp(2380),
+                tcp(5473),
+                tcp(6443),
+                tcp(6666),
+                tcp(6667),
             ],
             failsafe_outbound: vec![
-                udp(53), udp(67), tcp(179), tcp(2379), tcp(2380), tcp(5473), tcp(6443), tcp(6666), tcp(6667),
+                udp(53),
+                udp(67),
+                tcp(179),
+                tcp(2379),
+                tcp(2380),
+                tcp(5473),
+                tcp(6443),
+                tcp(6666),
+                tcp(6667),
             ],
             flow_logs: false,
             log_prefix: "calico-packet".to_owned(),

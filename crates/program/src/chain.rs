@@ -73,6 +73,16 @@ impl ChainName {
         (!name.is_empty() && name.len() <= Self::MAX && plain).then(|| Self(name.into()))
     }
 
+    /// Takes a name that is known to be good, for instance a word of the program; what [`Self::new`]
+    /// would refuse in it becomes `_`, and it is cut. Text from outside goes through a hash first.
+    pub fn fixed(name: &str) -> Self {
+        Self::new(name).unwrap_or_else(|| {
+            let plain = |c: char| c.is_ascii_graphic() && c != '"' && c != '\'';
+            let cut: String = name.chars().take(Self::MAX).map(|c| if plain(c) { c } else { '_' }).collect();
+            Self(if cut.is_empty() { "_".into() } else { cut.into() })
+        })
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

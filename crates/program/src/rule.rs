@@ -58,27 +58,66 @@ pub enum Match {
     MarkClear(u32),
     /// At least one bit of the mask is set.
     MarkAny(u32),
-    MarkIs { value: u32, mask: u32 },
-    MarkIsNot { value: u32, mask: u32 },
+    MarkIs {
+        value: u32,
+        mask: u32,
+    },
+    MarkIsNot {
+        value: u32,
+        mask: u32,
+    },
     In(InterfaceMatch),
     Out(InterfaceMatch),
     /// The packet came in through an interface that is not the way back to its source.
     ReversePathFailed,
     /// Whether the address is one of this host's; `limit_out` looks only at the outgoing interface's.
-    LocalAddress { side: Side, negated: bool, limit_out: bool },
-    ConnTrack { negated: bool, states: Vec<ConnState> },
-    Protocol { negated: bool, protocol: Protocol },
-    Net { side: Side, negated: bool, net: IpNet },
+    LocalAddress {
+        side: Side,
+        negated: bool,
+        limit_out: bool,
+    },
+    ConnTrack {
+        negated: bool,
+        states: Vec<ConnState>,
+    },
+    Protocol {
+        negated: bool,
+        protocol: Protocol,
+    },
+    Net {
+        side: Side,
+        negated: bool,
+        net: IpNet,
+    },
     /// A bare address: matches like a network of full length but is written without a length.
-    Address { side: Side, address: std::net::IpAddr },
+    Address {
+        side: Side,
+        address: std::net::IpAddr,
+    },
     /// `with_port`: the set holds (address, protocol, port) and both are looked up.
-    Set { side: Side, negated: bool, set: SetName, with_port: bool },
+    Set {
+        side: Side,
+        negated: bool,
+        set: SetName,
+        with_port: bool,
+    },
     /// At most 15 slots, a range takes two.
-    Ports { side: Side, negated: bool, ports: Vec<PortRange> },
+    Ports {
+        side: Side,
+        negated: bool,
+        ports: Vec<PortRange>,
+    },
     /// A single destination port in the short form (VXLAN NOTRACK rules only).
     DestinationPort(u16),
-    Icmp { family: Family, negated: bool, icmp: IcmpType },
-    Limit { rate: Rate, burst: u32 },
+    Icmp {
+        family: Family,
+        negated: bool,
+        icmp: IcmpType,
+    },
+    Limit {
+        rate: Rate,
+        burst: u32,
+    },
 }
 
 pub use model::IcmpMatch as IcmpType;
@@ -129,17 +168,37 @@ pub enum Action {
     Goto(ChainName),
     SetMark(u32),
     ClearMark(u32),
-    SetMaskedMark { value: u32, mask: u32 },
+    SetMaskedMark {
+        value: u32,
+        mask: u32,
+    },
     NoTrack,
     /// The kernel log; the tool's separator after the prefix is not included.
-    Log { prefix: String },
-    NfLog { group: u16, prefix: String },
+    Log {
+        prefix: String,
+    },
+    NfLog {
+        group: u16,
+        prefix: String,
+    },
     /// Sets the mark on packets within the rate; the limit is part of the action's text, after the matches.
-    MarkWithinRate { rate: Rate, burst: u32, mark: u32 },
+    MarkWithinRate {
+        rate: Rate,
+        burst: u32,
+        mark: u32,
+    },
     /// Resets TCP connections above the number, counted over all sources.
     RejectConnectionsAbove(u32),
-    Dnat { to: std::net::IpAddr, port: Option<u16> },
-    Snat { to: std::net::IpAddr, ports: Option<PortRange> },
-    Masquerade { ports: Option<PortRange> },
+    Dnat {
+        to: std::net::IpAddr,
+        port: Option<u16>,
+    },
+    Snat {
+        to: std::net::IpAddr,
+        ports: Option<PortRange>,
+    },
+    Masquerade {
+        ports: Option<PortRange>,
+    },
     Dscp(u8),
 }

@@ -18,6 +18,17 @@ impl SetName {
         (!name.is_empty() && name.len() <= model::names::MAX_SET_NAME && plain).then(|| Self(name.into()))
     }
 
+    /// Takes a name that is known to be good, for instance a word of the program; what [`Self::new`]
+    /// would refuse in it becomes `_`, and it is cut. Text from outside goes through [`Self::new`].
+    pub fn fixed(name: &str) -> Self {
+        Self::new(name).unwrap_or_else(|| {
+            let plain = |c: char| c.is_ascii_graphic() && c != '"';
+            let cut = name.chars().take(model::names::MAX_SET_NAME);
+            let cut: String = cut.map(|c| if plain(c) { c } else { '_' }).collect();
+            Self(if cut.is_empty() { "_".into() } else { cut.into() })
+        })
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -62,18 +73,22 @@ pub enum Member {
     Address(IpAddr),
     /// Host bits clear; never of length 0, which the kernel refuses.
     Net(IpNet),
-    AddressPort { address: IpAddr, protocol: u8, port: u16 },
+    AddressPort {
+        address: IpAddr,
+        protocol: u8,
+        port: u16,
+    },
 }
 
 impl Member {
     pub const fn family(&self) -> Family {
         match self {
-            Self::Address(IpAddr::V4(_)) | Self::Net(IpNet::V4(_)) | Self::AddressPort { address: IpAddr::V4(_), .. } => {
-                Family::V4
-            }
-            Self::Address(IpAddr::V6(_)) | Self::Net(IpNet::V6(_)) | Self::AddressPort { address: IpAddr::V6(_), .. } => {
-                Family::V6
-            }
+            Self::Address(IpAddr::V4(_))
+            | Self::Net(IpNet::V4(_))
+            | Self::AddressPort { address: IpAddr::V4(_), .. } => Family::V4,
+            Self::Address(IpAddr::V6(_))
+            | Self::Net(IpNet::V6(_))
+            | Self::AddressPort { address: IpAddr::V6(_), .. } => Family::V6,
         }
     }
 }

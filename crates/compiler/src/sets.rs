@@ -1,0 +1,134 @@
+//! Sets of both families (netfilter.md 17).
+//!
+//! Fed with the set fields of a batch, feeds the `sets` of the changes and tells the rule renderer
+//! which sets exist.
+//!
+//! Invariant: a set exists in every programmed family or in none, whichever families its members have;
+//! a member goes to the set of its own family.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use graph::{MemberDelta, SetContents, SetMember, SetType};
+use ipnet::IpNet;
+use model::{Family, SetId};
+use program::{Changes, Member, SetChange, SetKind, SetName, SetSpec};
+
+use crate::Complaint;
+use crate::names;
+use crate::options::Options;
+
+/// See the [module documentation](self).
+#[derive(Debug, Default)]
+pub struct Sets {
+    /// Those whose names the kernel takes.
+    known: BTreeSet<SetId>,
+    /// Read by the names in which the dataplane knows them, to notice two ids with one cut name.
+    by_name: BTreeMap<SetName, SetId>,
+}
+
+impl Sets {
+    pub fn exists(&self, id: &SetId) -> bool {
+        self.known.contains(id)
+    }
+
+    /// Makes a set that the program itself names and that has no members yet.
+    pub fn create_fixed(&self, options: &Options, family: Family, id: &str, kind: SetKind, changes: &mut Changes) {
+        let name = names::fixed_set(id, family);
+        let spec = SetSpec { name: name.clone(), family, kind, max_members: options.max_set_size };
+        changes.sets.insert((family, name), SetChange::Replace { spec, members: BTreeSet::new() });
+    }
+
+    pub fn create(
+        &mut self,
+        options: &Options,
+        id: &SetId,
+        contents: &SetContents,
+        changes: &mut Changes,
+        complaints: &mut Vec<Complaint>,
+    ) {
+        let Some(names) = self.claim(options, id, complaints) else { return };
+        for (family, name) in names {
+            let kind = match contents.kind {
+                SetType::Net => SetKind::Net,
+                SetType::AddressPort => SetKind::AddressPort,
+            };
+            let spec = SetSpec { name: name.clone(), family, kind, max_members: options.max_set_size };
+            let members = of_family(&contents.members, family, contents.kind);
+            changes.sets.insert((family, name), SetChange::Replace { spec, members });
+        }
+    }
+
+    pub fn change(&self, options: &Options, id: &SetId, delta: &MemberDelta, changes: &mut Changes) {
+        if !self.exists(id) {
+            // Told already when the set could not be created.
+            return;
+        }
+        for (family, name) in kernel_names(options, id) {
+            let part = |members: &BTreeSet<SetMember>| -> BTreeSet<Member> {
+                members.iter().map(member).filter(|member| member.family() == family && fits(member)).collect()
+            };
+            let (added, removed) = (part(&delta.added), part(&delta.removed));
+            if !added.is_empty() || !removed.is_empty() {
+                changes.sets.insert((family, name), SetChange::Delta { added, removed });
+            }
+        }
+    }
+
+    pub fn remove(&mut self, options: &Options, id: &SetId, changes: &mut Changes) {
+        if !self.known.remove(id) {
+            return;
+        }
+        for (family, name) in kernel_names(options, id) {
+            self.by_name.remove(&name);
+            changes.sets.insert((family, name), SetChange::Remove);
+        }
+    }
+
+    /// Returns the kernel names of a set unless the kernel refuses them or another set has them.
+    fn claim(
+        &mut self,
+        options: &Options,
+        id: &SetId,
+        complaints: &mut Vec<Complaint>,
+    ) -> Option<Vec<(Family, SetName)>> {
+        let names: Vec<_> = kernel_names(options, id).collect();
+        let taken = names.iter().any(|(_, name)| self.by_name.get(name).is_some_and(|owner| owner != id));
+        if names.len() < options.families().len() || taken {
+            let reason = if taken { "another set has the same kernel name" } else { "it has no valid kernel name" };
+            let reason = format!("the set is not made: {reason}");
+            complaints.push(Complaint { object: format!("set {id:?}"), reason });
+            return None;
+        }
+        self.by_name.extend(names.iter().map(|(_, name)| (name.clone(), id.clone())));
+        self.known.insert(id.clone());
+        Some(names)
+    }
+}
+
+fn kernel_names(options: &Options, id: &SetId) -> impl Iterator<Item = (Family, SetName)> {
+    options.families().iter().filter_map(|family| Some((*family, SetName::new(&id.kernel_name(*family))?)))
+}
+
+/// The members of one family. Those of another kind than the set's would be refused by the kernel with
+/// everything else of their batch, and members of length 0 too.
+fn of_family(members: &BTreeSet<SetMember>, family: Family, kind: SetType) -> BTreeSet<Member> {
+    let of_kind = |member: &&SetMember| match (kind, member) {
+        (SetType::Net, SetMember::Net(_)) | (SetType::AddressPort, SetMember::AddressPort { .. }) => true,
+        (SetType::Net, SetMember::AddressPort { .. }) | (SetType::AddressPort, SetMember::Net(_)) => false,
+    };
+    members.iter().filter(of_kind).map(member).filter(|member| member.family() == family && fits(member)).collect()
+}
+
+fn fits(member: &Member) -> bool {
+    match member {
+        Member::Net(net) => net.prefix_len() > 0,
+        Member::Address(_) | Member::AddressPort { .. } => true,
+    }
+}
+
+fn member(member: &SetMember) -> Member {
+    match *member {
+        SetMember::Net(net) => Member::Net(IpNet::trunc(&net)),
+        SetMember::AddressPort { address, protocol, port } => Member::AddressPort { address, protocol, port },
+    }
+}

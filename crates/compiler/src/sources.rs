@@ -1,0 +1,138 @@
+//! What lazy chains are rendered from: policies, profiles and policy groups.
+//!
+//! Fed with the policies and profiles of a batch and with the groups of endpoints; renders the chains
+//! that [`crate::uses`] asks for by name.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use graph::{PolicyProgram, ProfileProgram};
+use model::{Name, PolicyKey, SetId};
+use program::{Chain, ChainName, Direction, TableId};
+
+use crate::Complaint;
+use crate::endpoint::{self, Group, Groups};
+use crate::names;
+use crate::options::Options;
+use crate::policy::{self, Context, Owner};
+
+const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+/// See the [module documentation](self).
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    policies: BTreeMap<PolicyKey, Arc<PolicyProgram>>,
+    profiles: BTreeMap<Name, Arc<ProfileProgram>>,
+    /// With the number of endpoints that use it.
+    groups: BTreeMap<ChainName, (Group, usize)>,
+    by_chain: HashMap<ChainName, Source>,
+    /// Chains whose source changed, for the tables that need them.
+    changed: BTreeSet<ChainName>,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Policy(PolicyKey, Direction),
+    Profile(Name, Direction),
+}
+
+impl Sources {
+    /// Takes a policy or its absence. Staged ones have no chains.
+    pub(crate) fn set_policy(&mut self, key: &PolicyKey, program: Option<&Arc<PolicyProgram>>) {
+        if key.kind.is_staged() {
+            return;
+        }
+        for direction in DIRECTIONS {
+            let source = program.map(|_| Source::Policy(key.clone(), direction));
+            self.set_source(names::policy_chain(key, direction), source);
+        }
+        match program {
+            Some(program) => self.policies.insert(key.clone(), Arc::clone(program)),
+            None => self.policies.remove(key),
+        };
+    }
+
+    /// Takes a profile or its absence.
+    pub(crate) fn set_profile(&mut self, name: &Name, program: Option<&Arc<ProfileProgram>>) {
+        for direction in DIRECTIONS {
+            let source = program.map(|_| Source::Profile(Name::clone(name), direction));
+            self.set_source(names::profile_chain(name, direction), source);
+        }
+        match program {
+            Some(program) => self.profiles.insert(Name::clone(name), Arc::clone(program)),
+            None => self.profiles.remove(name),
+        };
+    }
+
+    fn set_source(&mut self, chain: ChainName, source: Option<Source>) {
+        self.changed.insert(chain.clone());
+        match source {
+            Some(source) => self.by_chain.insert(chain, source),
+            None => self.by_chain.remove(&chain),
+        };
+    }
+
+    /// Counts the groups of an endpoint; balanced by [`Self::drop_groups`] with the names.
+    pub(crate) fn hold_groups(&mut self, groups: Groups) {
+        for (name, group) in groups {
+            self.groups.entry(name).or_insert((group, 0)).1 += 1;
+        }
+    }
+
+    pub(crate) fn drop_groups(&mut self, names: &[ChainName]) {
+        for name in names {
+            let Some((_, holders)) = self.groups.get_mut(name) else { continue };
+            *holders = holders.saturating_sub(1);
+            if *holders == 0 {
+                self.groups.remove(name);
+            }
+        }
+    }
+
+    /// The chains whose source changed since the last call.
+    pub(crate) fn take_changed(&mut self) -> BTreeSet<ChainName> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Renders a chain for one table, or returns `None` if there is nothing to render it from.
+    pub(crate) fn render(
+        &self,
+        options: &Options,
+        table: TableId,
+        name: &ChainName,
+        set_exists: &dyn Fn(&SetId) -> bool,
+        complaints: &mut Vec<Complaint>,
+    ) -> Option<Chain> {
+        let TableId { family, table } = table;
+        let context = |owner, direction| Context { options, owner, direction, family, table, set_exists };
+        match self.by_chain.get(name) {
+            Some(Source::Policy(key, direction)) => {
+                let program = self.policies.get(key)?;
+                let owner = Owner::Policy { key, tier: &program.tier, untracked: program.untracked };
+                let rules = match direction {
+                    Direction::Ingress => &program.inbound,
+                    Direction::Egress => &program.outbound,
+                };
+                Some(policy::chain(&context(owner, *direction), rules, complaints))
+            }
+            Some(Source::Profile(name, direction)) => {
+                let program = self.profiles.get(name)?;
+                let rules = match direction {
+                    Direction::Ingress => &program.inbound,
+                    Direction::Egress => &program.outbound,
+                };
+                Some(policy::chain(&context(Owner::Profile { name }, *direction), rules, complaints))
+            }
+            None => {
+                let (group, _) = self.groups.get(name)?;
+                Some(endpoint::group_chain(options, name.clone(), group))
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { policies, profiles, groups, by_chain, changed } = self;
+        policies.is_empty() && profiles.is_empty() && groups.is_empty() && by_chain.is_empty() && changed.is_empty()
+    }
+}
