@@ -1,5 +1,18 @@
-//! What tests of several crates together share.
+//! What tests of several crates together share: above all the end-to-end tests' bed, which is hosts and virtual machines
+//! as network namespaces, a real etcd, real agents and real packets.
+//!
+//! `tests/tests/*.rs` and the demonstration (`tests/bin/demo.rs`) are written with it. What a machine is called, where
+//! it runs and what it may do comes from what Neutron wrote ([`data`]); the [`table`] says which packets must pass.
+//!
+//! Invariant: everything happens in namespaces that the bed makes, and goes with it.
 
-#![allow(clippy::unwrap_used, reason = "a test helper that meets something unexpected fails its test")]
-
+pub mod agent;
+pub mod bed;
+pub mod data;
+pub mod kernel;
+#[allow(clippy::unwrap_used, reason = "a test helper that meets something unexpected fails its test")]
 pub mod rule_text;
+pub mod services;
+pub mod store;
+pub mod stream;
+pub mod table;

@@ -129,6 +129,13 @@ impl Netns {
             ("net/ipv4/icmp_ratelimit", "0"),
             ("net/ipv6/icmp/ratelimit", "0"),
         ])?;
+        // Of a namespace since Linux 6.13, of the whole host before, where it is not ours to change.
+        let per_namespace = ["net/ipv4/icmp_msgs_per_sec", "net/ipv4/icmp_msgs_burst"];
+        for name in per_namespace {
+            if netns.enter(|| Path::new("/proc/sys").join(name).exists()) {
+                netns.sysctl(&[(name, "100000")])?;
+            }
+        }
         Ok(netns)
     }
 
