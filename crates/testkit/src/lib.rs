@@ -2,6 +2,7 @@
 //!
 //! A dev-dependency of anything and a dependency of `tests/` and `benches/`; never part of a release.
 
+pub mod etcd;
 pub mod frames;
 pub mod netns;
 pub mod packets;
