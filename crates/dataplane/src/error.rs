@@ -14,6 +14,13 @@ pub enum DriverError {
         source: io::Error,
     },
 
+    #[error("contact with `{program}` was lost")]
+    Lost {
+        program: String,
+        #[source]
+        source: io::Error,
+    },
+
     #[error("`{program}` exited with status {status} (line {line:?}): {stderr}")]
     Rejected { program: String, status: i32, line: Option<u32>, stderr: String },
 

@@ -7,11 +7,14 @@ pub mod plan;
 pub mod refusal;
 pub mod render;
 pub mod table;
+pub mod tools;
+pub mod variant;
 
 use program::BaseChain;
 
 pub use features::Features;
 pub use table::{TableDriver, TableRequest, TableResponse, TableStats};
+pub use tools::TableTools;
 
 /// Returns the base chain of this name.
 fn base_chain(name: &str) -> Option<BaseChain> {

@@ -2,6 +2,7 @@
 
 pub mod driver;
 pub mod error;
+pub mod exec;
 pub mod ipset;
 pub mod iptables;
 pub mod links;

@@ -1,0 +1,303 @@
+//! Runs programs: one per question, or one that stays and takes many inputs.
+//!
+//! Fed by [`crate::iptables::tools`]. Has no idea what the programs do. Every wait has a limit, after
+//! which the program is killed; a program that is dropped is killed too.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+
+use crate::error::DriverError;
+
+/// How much of a program's complaints is kept.
+const MAX_STDERR: usize = 64 * 1024;
+
+/// What a program left behind.
+#[derive(Debug)]
+pub struct Finished {
+    /// Exit status; 128 plus the number of the signal that ended it, as shells count.
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a program to its end, in the C locale, with `input` on its standard input.
+///
+/// # Errors
+///
+/// If it cannot be started, cannot be talked to, or has not ended after `limit`. A status other than 0 is
+/// no error here.
+pub async fn run(program: &Path, args: &[String], input: &str, limit: Duration) -> Result<Finished, DriverError> {
+    let work = async {
+        let mut child = spawn(program, args)?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (_, stdout, stderr, status) =
+            tokio::join!(feed(stdin, input), drain(stdout), drain(stderr), child.wait());
+        let status = status_code(status.map_err(|source| lost(program, source))?);
+        Ok(Finished { status, stdout, stderr })
+    };
+    // The child is killed when the future is dropped.
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(DriverError::Timeout { program: shown(program), after: limit }))
+}
+
+/// Writes the input and closes the pipe. A program that ended early says why with its status.
+async fn feed(stdin: Option<ChildStdin>, input: &str) -> io::Result<()> {
+    let Some(mut stdin) = stdin else { return Ok(()) };
+    stdin.write_all(input.as_bytes()).await?;
+    stdin.shutdown().await
+}
+
+async fn drain(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        // What was read before an error is still worth having; completeness is judged by the reader.
+        pipe.read_to_end(&mut bytes).await.ok();
+    }
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+fn spawn(program: &Path, args: &[String]) -> Result<Child, DriverError> {
+    Command::new(program)
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| DriverError::Spawn { program: shown(program), source })
+}
+
+fn status_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
+}
+
+fn lost(program: &Path, source: io::Error) -> DriverError {
+    DriverError::Lost { program: shown(program), source }
+}
+
+fn shown(program: &Path) -> String {
+    program.display().to_string()
+}
+
+/// A program that stays, takes one input after the other, and says when it is through with each: it prints
+/// input lines that begin with `#` (`iptables-restore --verbose` does, and flushes), so that a comment after
+/// the input is its acknowledgement.
+#[derive(Debug)]
+pub struct HeldOpen {
+    program: PathBuf,
+    identity: Option<Identity>,
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+    stderr_task: tokio::task::JoinHandle<()>,
+    lines: u32,
+    acknowledged: u64,
+}
+
+/// What became of an input.
+#[derive(Debug)]
+pub enum Fate {
+    Acknowledged,
+    /// The program ended before it was through. `lines_before`: how many lines it had been given before.
+    Ended { status: i32, stderr: String, lines_before: u32 },
+}
+
+/// Tells one build of a program on disk from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    modified: i64,
+    length: u64,
+}
+
+impl Identity {
+    fn of(program: &Path) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt as _;
+        let metadata = std::fs::metadata(program).ok()?;
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: metadata.mtime(),
+            length: metadata.len(),
+        })
+    }
+}
+
+impl HeldOpen {
+    /// Starts the program; it inherits the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start(program: &Path, args: &[String]) -> Result<Self, DriverError> {
+        let mut child = spawn(program, args)?;
+        let (Some(stdin), Some(stdout), Some(errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(lost(program, io::Error::other("no pipes")));
+        };
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let stderr_task = tokio::spawn(collect(errors, Arc::clone(&stderr)));
+        Ok(Self {
+            program: program.to_owned(),
+            identity: Identity::of(program),
+            child,
+            stdin,
+            stdout: BufReader::new(stdout),
+            stderr,
+            stderr_task,
+            lines: 0,
+            acknowledged: 0,
+        })
+    }
+
+    /// Returns whether the program still runs and is the one on disk.
+    pub fn is_usable(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None)) && self.identity == Identity::of(&self.program)
+    }
+
+    /// Hands the program an input, which ends in a line end, and waits until it is through with it.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer within `limit` or answers something unexpected; it must not be used afterwards.
+    pub async fn transact(&mut self, input: &str, limit: Duration) -> Result<Fate, DriverError> {
+        let lines_before = self.lines;
+        let acknowledgement = format!("# ack-{}", self.acknowledged + 1);
+        let Self { stdin, stdout, .. } = self;
+        let write = async {
+            // A program that ended early is noticed by its silence.
+            let written = async {
+                stdin.write_all(input.as_bytes()).await?;
+                stdin.write_all(format!("{acknowledgement}\n").as_bytes()).await?;
+                stdin.flush().await
+            };
+            written.await.ok();
+        };
+        let read = async {
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                match stdout.read_until(b'\n', &mut line).await {
+                    Ok(0) | Err(_) => return false,
+                    Ok(_) if line.trim_ascii_end() == acknowledgement.as_bytes() => return true,
+                    Ok(_) => {}
+                }
+            }
+        };
+        let both = async { tokio::join!(write, read).1 };
+        let Ok(through) = tokio::time::timeout(limit, both).await else {
+            return Err(DriverError::Timeout { program: shown(&self.program), after: limit });
+        };
+        let given = input.bytes().filter(|byte| *byte == b'\n').count() + 1;
+        self.lines = self.lines.saturating_add(u32::try_from(given).unwrap_or(u32::MAX));
+        if through {
+            self.acknowledged += 1;
+            // Warnings about inputs that went in are of no use to later ones.
+            self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            return Ok(Fate::Acknowledged);
+        }
+        let ended = async {
+            let status = self.child.wait().await;
+            (&mut self.stderr_task).await.ok();
+            status
+        };
+        let Ok(status) = tokio::time::timeout(limit, ended).await else {
+            return Err(DriverError::Timeout { program: shown(&self.program), after: limit });
+        };
+        let status = status_code(status.map_err(|source| lost(&self.program, source))?);
+        let stderr = std::mem::take(&mut *self.stderr.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(Fate::Ended { status, stderr: String::from_utf8_lossy(&stderr).into_owned(), lines_before })
+    }
+}
+
+/// Keeps what the program complains about, up to a limit.
+async fn collect(mut pipe: ChildStderr, kept: Arc<Mutex<Vec<u8>>>) {
+    let mut chunk = [0; 4096];
+    while let Ok(length @ 1..) = pipe.read(&mut chunk).await {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MAX_STDERR.saturating_sub(kept.len()).min(length);
+        kept.extend_from_slice(chunk.get(..room).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn shell(script: &str) -> (PathBuf, Vec<String>) {
+        (PathBuf::from("/bin/sh"), vec!["-c".to_owned(), script.to_owned()])
+    }
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn large_input_and_output_do_not_block_each_other() {
+        let (sh, args) = shell("cat; echo done >&2; exit 3");
+        let input = "x".repeat(1 << 20);
+        let finished = block_on(run(&sh, &args, &input, LIMIT)).unwrap();
+        assert_eq!((finished.status, finished.stdout.len(), finished.stderr.as_str()), (3, 1 << 20, "done\n"));
+    }
+
+    #[test]
+    fn a_program_that_reads_nothing_reports_its_status() {
+        let (sh, args) = shell("exit 4");
+        assert_eq!(block_on(run(&sh, &args, &"x".repeat(1 << 20), LIMIT)).unwrap().status, 4);
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed() {
+        let (sh, args) = shell("exec sleep 60");
+        let limit = Duration::from_millis(50);
+        assert!(matches!(block_on(run(&sh, &args, "", limit)), Err(DriverError::Timeout { .. })));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let error = block_on(run(Path::new("/nosuch/program"), &[], "", LIMIT)).unwrap_err();
+        assert_eq!(error.to_string(), "`/nosuch/program` could not be started");
+    }
+
+    #[test]
+    fn a_held_open_program_acknowledges_each_input_and_says_why_it_ended() {
+        block_on(async {
+            let (sh, args) = shell(
+                "while read -r line; do case $line in '#'*) echo \"$line\";; bad) echo oops >&2; exit 2;; *) echo noise;; esac; done",
+            );
+            let mut held = HeldOpen::start(&sh, &args).unwrap();
+            for _ in 0..3 {
+                assert!(matches!(held.transact("one\ntwo\n", LIMIT).await.unwrap(), Fate::Acknowledged));
+            }
+            assert!(held.is_usable());
+            let Fate::Ended { status, stderr, lines_before } = held.transact("bad\n", LIMIT).await.unwrap() else {
+                panic!();
+            };
+            assert_eq!((status, stderr.as_str(), lines_before), (2, "oops\n", 9));
+            assert!(!held.is_usable());
+        });
+    }
+
+    #[test]
+    fn a_held_open_program_that_stays_silent_times_out() {
+        block_on(async {
+            let (sh, args) = shell("cat >/dev/null; sleep 60");
+            let mut held = HeldOpen::start(&sh, &args).unwrap();
+            let silence = held.transact("x\n", Duration::from_millis(50)).await;
+            assert!(matches!(silence, Err(DriverError::Timeout { .. })));
+        });
+    }
+}

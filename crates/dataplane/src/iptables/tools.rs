@@ -1,0 +1,212 @@
+//! Performs the requests of the table drivers of one family, one at a time.
+//!
+//! Fed with [`TableRequest`]s by the apply loop. Restore programs are started once and held open: a
+//! transaction then costs a tenth to a hundredth of a process start (performance.md 4.4). That a held-open
+//! program acts at each `COMMIT`, acknowledges it and ends at an error is tried at the start in a network
+//! namespace of its own, because it is nowhere promised; if it does not, or ever surprises us, each
+//! transaction gets a process of its own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use model::Family;
+use nix::sched::{CloneFlags, unshare};
+use program::Table;
+use tokio::sync::oneshot;
+use tracing::{debug, warn};
+
+use super::features::Features;
+use super::table::{TableRequest, TableResponse};
+use super::variant::{Programs, legacy_tables};
+use crate::error::DriverError;
+use crate::exec::{self, Fate, HeldOpen};
+
+/// How long a restore program waits for the xtables lock, in seconds (netfilter.md 16.5).
+const LOCK_WAIT: u32 = 10;
+
+/// How long a step of the self-test may take.
+const SELF_TEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// The programs of one family and variant, and the one that is held open.
+#[derive(Debug)]
+pub struct TableTools {
+    family: Family,
+    programs: Programs,
+    restore_args: Vec<String>,
+    limit: Duration,
+    hold: Hold,
+}
+
+#[derive(Debug)]
+enum Hold {
+    /// A process for each transaction.
+    Off,
+    /// To be started with the next transaction.
+    Ready,
+    Open(HeldOpen),
+}
+
+impl TableTools {
+    /// Allocates; starts nothing.
+    pub fn new(
+        family: Family,
+        programs: Programs,
+        features: &Features,
+        lock_probe: Duration,
+        limit: Duration,
+    ) -> Self {
+        let mut restore_args = vec!["--noflush".to_owned(), "--verbose".to_owned()];
+        if features.restore_supports_lock {
+            let wait = ["--wait".to_owned(), LOCK_WAIT.to_string()];
+            let interval = ["--wait-interval".to_owned(), lock_probe.as_micros().to_string()];
+            restore_args.extend(wait.into_iter().chain(interval));
+        }
+        Self { family, programs, restore_args, limit, hold: Hold::Off }
+    }
+
+    /// Finds out whether the restore program may be held open, and does so from then on.
+    pub async fn try_to_hold_open(&mut self) {
+        self.hold = match self_test(&self.programs, &self.restore_args).await {
+            Ok(()) => Hold::Ready,
+            Err(reason) => {
+                let program = self.programs.restore.display();
+                warn!(%program, reason, "cannot be held open, starting it for each transaction");
+                Hold::Off
+            }
+        };
+    }
+
+    /// Returns whether transactions go to a held-open program.
+    pub fn holds_open(&self) -> bool {
+        !matches!(self.hold, Hold::Off)
+    }
+
+    /// Performs one request.
+    pub async fn perform(&mut self, request: &TableRequest) -> TableResponse {
+        match request {
+            TableRequest::Save { table, if_loaded: true } if !self.is_loaded(*table) => TableResponse::NotLoaded,
+            TableRequest::Save { table, .. } => self.save(*table).await,
+            TableRequest::Restore(input) => self.restore(input).await,
+        }
+    }
+
+    fn is_loaded(&self, table: Table) -> bool {
+        legacy_tables(self.family).is_some_and(|names| names.lines().any(|name| name == table.as_str()))
+    }
+
+    async fn save(&self, table: Table) -> TableResponse {
+        let args = ["-t".to_owned(), table.as_str().to_owned()];
+        response(&self.programs.save, exec::run(&self.programs.save, &args, "", self.limit).await)
+    }
+
+    async fn restore(&mut self, input: &str) -> TableResponse {
+        if matches!(self.hold, Hold::Off) {
+            return self.restore_once(input).await;
+        }
+        let Some(mut held) = self.take_held() else { return self.restore_once(input).await };
+        match held.transact(input, self.limit).await {
+            Ok(Fate::Acknowledged) => {
+                self.hold = Hold::Open(held);
+                TableResponse::Done(String::new())
+            }
+            Ok(Fate::Ended { status, stderr, lines_before }) if status != 0 => {
+                self.hold = Hold::Ready;
+                let program = self.programs.restore.display().to_string();
+                TableResponse::Refused { program, status, stderr, lines_before }
+            }
+            Ok(Fate::Ended { .. }) => self.surprised(DriverError::Lost {
+                program: self.programs.restore.display().to_string(),
+                source: std::io::Error::other("it ended without an error and without an acknowledgement"),
+            }),
+            Err(error) => self.surprised(error),
+        }
+    }
+
+    /// Returns the program that is held open, or a new one.
+    fn take_held(&mut self) -> Option<HeldOpen> {
+        if let Hold::Open(mut held) = std::mem::replace(&mut self.hold, Hold::Ready)
+            && held.is_usable()
+        {
+            return Some(held);
+        }
+        match HeldOpen::start(&self.programs.restore, &self.restore_args) {
+            Ok(held) => Some(held),
+            Err(error) => {
+                // Perhaps it is being replaced; a start for this transaction tells what is the matter.
+                debug!(%error, "restore program cannot be held open this time");
+                None
+            }
+        }
+    }
+
+    /// Stops holding programs open.
+    fn surprised(&mut self, error: DriverError) -> TableResponse {
+        warn!(%error, "held-open restore program misbehaved, starting it for each transaction from here on");
+        self.hold = Hold::Off;
+        TableResponse::Broken(error)
+    }
+
+    async fn restore_once(&self, input: &str) -> TableResponse {
+        let finished = exec::run(&self.programs.restore, &self.restore_args, input, self.limit).await;
+        response(&self.programs.restore, finished)
+    }
+}
+
+fn response(program: &Path, finished: Result<exec::Finished, DriverError>) -> TableResponse {
+    match finished {
+        Ok(finished) if finished.status == 0 => TableResponse::Done(finished.stdout),
+        Ok(finished) => TableResponse::Refused {
+            program: program.display().to_string(),
+            status: finished.status,
+            stderr: finished.stderr,
+            lines_before: 0,
+        },
+        Err(error) => TableResponse::Broken(error),
+    }
+}
+
+/// Tries a held-open program on a thread in a network namespace of its own, which ends with the thread.
+async fn self_test(programs: &Programs, restore_args: &[String]) -> Result<(), String> {
+    let (programs, restore_args) = (programs.clone(), restore_args.to_vec());
+    let (tell, told) = oneshot::channel();
+    let work = move || {
+        // Nobody listens any more if the apply loop was dropped.
+        tell.send(self_test_here(&programs, &restore_args)).ok();
+    };
+    std::thread::Builder::new()
+        .name("restore-test".to_owned())
+        .spawn(work)
+        .map_err(|error| format!("no thread for the self-test: {error}"))?;
+    told.await.unwrap_or_else(|_| Err("the self-test ended early".to_owned()))
+}
+
+fn self_test_here(programs: &Programs, restore_args: &[String]) -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("no scratch network namespace: {error}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("no runtime for the self-test: {error}"))?;
+    runtime.block_on(async {
+        let text = |error: DriverError| error.to_string();
+        let mut held = HeldOpen::start(&programs.restore, restore_args).map_err(text)?;
+        let make = "*filter\n:cali-self-test - -\n-A cali-self-test -j DROP\nCOMMIT\n";
+        match held.transact(make, SELF_TEST_LIMIT).await.map_err(text)? {
+            Fate::Acknowledged => {}
+            Fate::Ended { stderr, .. } => return Err(format!("refuses a harmless transaction: {}", stderr.trim())),
+        }
+        let list = ["-t".to_owned(), "filter".to_owned()];
+        let seen = exec::run(&programs.save, &list, "", SELF_TEST_LIMIT).await.map_err(text)?;
+        if !seen.stdout.contains("-A cali-self-test -j DROP") {
+            return Err("acknowledges before the kernel has it".to_owned());
+        }
+        // The second transaction of one process, and one that must fail.
+        match held.transact("*filter\n:cali-self-test - -\nCOMMIT\n", SELF_TEST_LIMIT).await.map_err(text)? {
+            Fate::Acknowledged => {}
+            Fate::Ended { stderr, .. } => return Err(format!("takes one transaction only: {}", stderr.trim())),
+        }
+        let bad = "*filter\n-D cali-self-test -j ACCEPT\nCOMMIT\n";
+        match held.transact(bad, SELF_TEST_LIMIT).await.map_err(text)? {
+            Fate::Ended { status, .. } if status != 0 => Ok(()),
+            Fate::Ended { .. } => Err("ends without a word at an error".to_owned()),
+            Fate::Acknowledged => Err("acknowledges an impossible transaction".to_owned()),
+        }
+    })
+}
