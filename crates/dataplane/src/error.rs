@@ -56,3 +56,17 @@ pub enum DriverError {
         source: io::Error,
     },
 }
+
+impl DriverError {
+    /// The message with its causes, as one line for reports.
+    pub fn full_text(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}

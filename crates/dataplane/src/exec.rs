@@ -37,8 +37,7 @@ pub async fn run(program: &Path, args: &[String], input: &str, limit: Duration) 
     let work = async {
         let mut child = spawn(program, args)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (_, stdout, stderr, status) =
-            tokio::join!(feed(stdin, input), drain(stdout), drain(stderr), child.wait());
+        let (_, stdout, stderr, status) = tokio::join!(feed(stdin, input), drain(stdout), drain(stderr), child.wait());
         let status = status_code(status.map_err(|source| lost(program, source))?);
         Ok(Finished { status, stdout, stderr })
     };
@@ -109,7 +108,11 @@ pub struct HeldOpen {
 pub enum Fate {
     Acknowledged,
     /// The program ended before it was through. `lines_before`: how many lines it had been given before.
-    Ended { status: i32, stderr: String, lines_before: u32 },
+    Ended {
+        status: i32,
+        stderr: String,
+        lines_before: u32,
+    },
 }
 
 /// Tells one build of a program on disk from another.
@@ -125,12 +128,7 @@ impl Identity {
     fn of(program: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt as _;
         let metadata = std::fs::metadata(program).ok()?;
-        Some(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: metadata.mtime(),
-            length: metadata.len(),
-        })
+        Some(Self { device: metadata.dev(), inode: metadata.ino(), modified: metadata.mtime(), length: metadata.len() })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The packet filter, through iptables' save and restore programs.
 
+pub mod family;
 pub mod features;
 pub mod hash;
 pub mod parse;
@@ -12,6 +13,7 @@ pub mod variant;
 
 use program::BaseChain;
 
+pub use family::FamilyTables;
 pub use features::Features;
 pub use table::{TableDriver, TableRequest, TableResponse, TableStats};
 pub use tools::TableTools;

@@ -28,6 +28,8 @@ pub struct Options {
     pub lock_probe: Duration,
     /// Time limit of one child process.
     pub program_timeout: Duration,
+    /// Keep restore programs running between transactions, if their self-test allows it (performance.md 4.4).
+    pub hold_restore_open: bool,
     /// `NetlinkTimeoutSecs`.
     pub netlink_timeout: Duration,
     /// Root of the sysctl tree, `/proc/sys` outside tests.
@@ -72,6 +74,7 @@ impl Default for Options {
             route_refresh: Some(Duration::from_secs(90)),
             lock_probe: Duration::from_millis(50),
             program_timeout: Duration::from_secs(30),
+            hold_restore_open: true,
             netlink_timeout: Duration::from_secs(10),
             sysctl_root: PathBuf::from("/proc/sys"),
         }

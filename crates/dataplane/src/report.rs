@@ -14,8 +14,9 @@ pub struct Report {
 }
 
 impl Report {
+    /// Returns whether something wanted is not in force: an attempt failed, or waits for its next time.
     pub fn failed(&self) -> bool {
-        self.drivers.iter().any(|driver| !driver.errors.is_empty())
+        self.drivers.iter().any(|driver| !driver.errors.is_empty() || driver.waiting.is_some())
     }
 
     /// Writes to the kernel over all drivers; 0 when nothing differed.
@@ -34,4 +35,13 @@ pub struct DriverReport {
     pub reads: u64,
     /// Full error chains, ready for the log.
     pub errors: Vec<String>,
+    /// Why the driver is not done, if its last attempt failed and the next one is not due.
+    pub waiting: Option<String>,
+    /// What is closed or kept as it was instead of being as wanted, because the kernel refuses it; one line
+    /// each, as long as it lasts.
+    pub held: Vec<String>,
+    /// Chains that somebody else had changed.
+    pub repaired: u64,
+    /// Lines of restore input that went in.
+    pub lines: u64,
 }

@@ -1,34 +1,41 @@
-//! Back-off of one driver: why it waits and until when.
+//! When to try something again that failed.
 
 use std::time::{Duration, Instant};
 
-/// First wait after a failure; doubles up to [`LONGEST`].
-const SHORTEST: Duration = Duration::from_millis(100);
+const FIRST: Duration = Duration::from_millis(100);
 
-/// Longest wait between two attempts. The reference gives up after about a second and ends the
-/// process; a driver of ours keeps trying for as long as the process lives (netfilter.md 16.6).
+/// The reference gives up after about a second and ends the process; a driver of ours keeps trying for as
+/// long as the process lives (netfilter.md 16.6).
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Remembers failures in a row (I8).
-#[derive(Debug, Default)]
+/// Growing pauses between attempts: 100 ms, doubled up to 10 s (I8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backoff {
     failures: u32,
-    waiting: Option<Waiting>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    until: Instant,
-    reason: String,
+    until: Option<Instant>,
 }
 
 impl Backoff {
-    /// Notes a failure; the next attempt is due after 0.1, 0.2, 0.4 … 10 s.
-    pub fn failed(&mut self, now: Instant, reason: impl Into<String>) {
-        let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        let wait = SHORTEST.saturating_mul(factor).min(LONGEST);
+    /// True if an attempt may be made.
+    pub fn ready(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now >= until)
+    }
+
+    /// When the next attempt is due; `None` if nothing failed.
+    pub fn due(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Failures in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Notes a failure.
+    pub fn failed(&mut self, now: Instant) {
+        let pause = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
-        self.waiting = Some(Waiting { until: now + wait, reason: reason.into() });
+        self.until = Some(now + pause);
     }
 
     /// Forgets all failures.
@@ -36,24 +43,9 @@ impl Backoff {
         *self = Self::default();
     }
 
-    /// Makes the next attempt due at once, because what it waited for may have changed.
-    pub fn hurry(&mut self) {
-        self.waiting = None;
-    }
-
-    /// Returns until when to wait, or `None` if an attempt may be made.
-    pub fn wait_until(&self, now: Instant) -> Option<Instant> {
-        self.waiting.as_ref().map(|waiting| waiting.until).filter(|until| *until > now)
-    }
-
-    /// Returns when the next attempt is due and why it is needed; `None` without a failure.
-    pub fn due(&self) -> Option<(Instant, &str)> {
-        self.waiting.as_ref().map(|waiting| (waiting.until, waiting.reason.as_str()))
-    }
-
-    /// Number of failures in a row.
-    pub fn failures(&self) -> u32 {
-        self.failures
+    /// Makes the next attempt due, because what it waits for may have come.
+    pub fn hurry(&mut self, now: Instant) {
+        self.until = self.until.map(|until| until.min(now));
     }
 }
 
@@ -62,21 +54,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_ten_seconds_and_success_forgets_them() {
-        let start = Instant::now();
+    fn pauses_double_up_to_ten_seconds_and_end_with_success() {
+        let now = Instant::now();
         let mut backoff = Backoff::default();
-        assert_eq!(backoff.wait_until(start), None);
-        let mut waits = Vec::new();
-        for _ in 0..40 {
-            backoff.failed(start, "no luck");
-            waits.push(backoff.due().unwrap().0 - start);
+        assert!(backoff.ready(now));
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            backoff.failed(now);
+            pauses.push((backoff.due().unwrap() - now).as_millis());
         }
-        assert_eq!(waits[..4], [100, 200, 400, 800].map(Duration::from_millis));
-        assert!(waits[7..].iter().all(|wait| *wait == LONGEST), "{waits:?}");
-        assert_eq!(backoff.wait_until(start + LONGEST), None);
-        assert_eq!(backoff.due().unwrap().1, "no luck");
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert!(!backoff.ready(now) && backoff.ready(now + LONGEST));
+        backoff.hurry(now);
+        assert!(backoff.ready(now) && backoff.due().is_some());
         backoff.succeeded();
-        assert_eq!(backoff.failures(), 0);
-        assert!(backoff.due().is_none());
+        assert!(backoff.ready(now) && backoff.due().is_none());
     }
 }

@@ -392,10 +392,11 @@ fn a_missing_set_and_a_busy_lock_are_told_apart_from_bad_rules() {
         driver.want(policies(3, &[]));
         let mut kernel = FakeKernel::new(Variant::Legacy);
         kernel.broken = Some(stderr);
-        match kernel.run(&mut driver, Instant::now()).unwrap_err() {
-            DriverError::SetMissing { set, .. } => assert!(is_set && set == "cali40s:x"),
-            DriverError::LockBusy { .. } => assert!(!is_set),
-            other => panic!("{other}"),
+        let error = kernel.run(&mut driver, Instant::now()).unwrap_err();
+        if is_set {
+            assert!(matches!(&error, DriverError::SetMissing { set, .. } if set == "cali40s:x"), "{error}");
+        } else {
+            assert!(matches!(error, DriverError::LockBusy { .. }), "{error}");
         }
         assert!(driver.held().is_empty());
     }
@@ -502,10 +503,9 @@ impl Script<'_> {
 
     #[track_caller]
     fn expect_restore(&mut self, input: &str, what: &str) {
-        match self.driver.next(self.now) {
-            Next::Do(TableRequest::Restore(text)) => assert_eq!(&*text, input, "{what}"),
-            other => panic!("{what}: {other:?}"),
-        }
+        let next = self.driver.next(self.now);
+        let Next::Do(TableRequest::Restore(text)) = next else { panic!("{what}: {next:?}") };
+        assert_eq!(&*text, input, "{what}");
         self.driver.handle(TableResponse::Done(String::new()), self.now).unwrap();
     }
 

@@ -61,7 +61,8 @@ mod tests {
             restore_supports_lock: false,
         };
         let old_kernel = "Linux version 3.10.0-1160.el7.x86_64 (mockbuild@x)";
-        let new_kernel = "Linux version 6.1.0-18-amd64 (debian-kernel@lists.debian.org) (gcc-12 (Debian 12.2.0-14) 12.2.0)";
+        let new_kernel =
+            "Linux version 6.1.0-18-amd64 (debian-kernel@lists.debian.org) (gcc-12 (Debian 12.2.0-14) 12.2.0)";
         let cases = [
             ("iptables v1.4.21", old_kernel, false, none),
             ("iptables-restore v1.8.9 (nf_tables)", new_kernel, true, all),

@@ -48,6 +48,12 @@ impl Complaint {
     }
 }
 
+/// Returns what the program said as one line for the log, without its advice.
+pub fn essence(stderr: &str) -> String {
+    let advice = |line: &&str| !line.starts_with("Ignoring deprecated ") && !line.starts_with("Try `");
+    stderr.lines().filter(advice).flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+}
+
 /// `Set <name> doesn't exist.` (libipset through both variants)
 fn missing_set(stderr: &str) -> Option<&str> {
     let (before, _) = stderr.split_once(" doesn't exist")?;
@@ -190,6 +196,13 @@ mod tests {
         for (stderr, expected) in cases {
             assert_eq!(Complaint::read(stderr, 0), expected, "{stderr}");
         }
+    }
+
+    #[test]
+    fn a_message_is_one_line_without_advice() {
+        let said = "Ignoring deprecated --wait-interval option.\niptables-restore v1.8.9 (legacy): \n\nunknown option\n\
+                    Try `iptables-restore -h' or 'iptables-restore --help' for more information.\n";
+        assert_eq!(essence(said), "iptables-restore v1.8.9 (legacy): unknown option");
     }
 
     #[test]

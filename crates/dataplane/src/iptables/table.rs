@@ -26,7 +26,7 @@ use super::features::Features;
 use super::hash::RuleHash;
 use super::parse::{Entry, View, parse};
 use super::plan::{Edit, HookEdit, PROBE_CHAIN, Setup, Wanted, WantedHooks, probe_input, restore_input};
-use super::refusal::{Complaint, Hunt, Place, Suspect};
+use super::refusal::{Complaint, Hunt, Place, Suspect, essence};
 use crate::driver::{Driver, Next};
 use crate::error::DriverError;
 use crate::options::Variant;
@@ -78,6 +78,8 @@ pub struct TableDriver {
     setup: Setup,
     refresh: Option<Duration>,
     backoff: Backoff,
+    /// Why the last attempt failed.
+    reason: String,
 
     chains: BTreeMap<Box<str>, Wanted>,
     hooks: BTreeMap<Box<str>, WantedHooks>,
@@ -133,9 +135,11 @@ enum Step {
 struct Transaction {
     text: Arc<str>,
     /// What each chain holds afterwards; `None` if it is gone.
-    chains: Vec<(Box<str>, Option<Box<[RuleHash]>>)>,
+    chains: Vec<(Box<str>, Option<Hashes>)>,
     hooks: Vec<(Box<str>, Vec<Entry>)>,
 }
+
+type Hashes = Box<[RuleHash]>;
 
 /// What a chain is to hold.
 enum Content<'a> {
@@ -183,7 +187,7 @@ impl Driver for TableDriver {
                 self.distrust();
             }
         }
-        if let Some(until) = self.backoff.wait_until(now) {
+        if let Some(until) = self.backoff.due().filter(|until| *until > now) {
             return Next::NotBefore(until);
         }
         if self.view.is_none() || self.refresh_due().is_some_and(|due| due <= now) {
@@ -204,8 +208,9 @@ impl Driver for TableDriver {
             }
             Err(reason) => {
                 self.stats.errors.push(reason.clone());
-                self.backoff.failed(now, reason);
-                self.backoff.wait_until(now).map_or(Next::Idle, Next::NotBefore)
+                self.reason = reason;
+                self.backoff.failed(now);
+                self.backoff.due().map_or(Next::Idle, Next::NotBefore)
             }
         }
     }
@@ -219,7 +224,8 @@ impl Driver for TableDriver {
         };
         if let Err(error) = &outcome {
             self.distrust();
-            self.backoff.failed(now, error.to_string());
+            self.reason = error.to_string();
+            self.backoff.failed(now);
         }
         outcome
     }
@@ -233,6 +239,7 @@ impl TableDriver {
             setup,
             refresh,
             backoff: Backoff::default(),
+            reason: String::new(),
             chains: BTreeMap::new(),
             hooks: BTreeMap::new(),
             previous: BTreeMap::new(),
@@ -277,8 +284,13 @@ impl TableDriver {
     }
 
     /// Makes the next attempt due at once, because what it waited for may have come.
-    pub fn hurry(&mut self) {
-        self.backoff.hurry();
+    pub fn hurry(&mut self, now: Instant) {
+        self.backoff.hurry(now);
+    }
+
+    /// Attempts in a row that failed.
+    pub fn failures(&self) -> u32 {
+        self.backoff.failures()
     }
 
     /// Returns whether the kernel holds everything wanted, as far as we know; chains that are held back on
@@ -298,19 +310,19 @@ impl TableDriver {
 
     /// When the driver wants to be asked again, and why.
     pub fn due(&self) -> Option<(Instant, &'static str)> {
-        let retry = self.backoff.due().map(|(at, _)| (at, "retry of a table"));
+        let retry = self.backoff.due().map(|at| (at, "retry of a table"));
         let refresh = self.refresh_due().map(|at| (at, "refresh of a table"));
         [retry, refresh].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Why the next attempt is needed, if the last one failed.
     pub fn failing(&self) -> Option<&str> {
-        self.backoff.due().map(|(_, reason)| reason)
+        self.backoff.due().map(|_| self.reason.as_str())
     }
 
     /// What is closed or held back, one line each.
     pub fn held(&self) -> Vec<String> {
-        let line = |(name, held): (&Box<str>, &Held)| {
+        let lines = self.held.iter().map(|(name, held)| {
             let state = if held.instead.is_some() { "closed" } else { "unchanged" };
             match &held.why {
                 Why::Refused { rule, message } => {
@@ -318,8 +330,8 @@ impl TableDriver {
                 }
                 Why::SetUnwritten(set) => format!("chain {name} is {state}: set {set} could not be written"),
             }
-        };
-        self.held.iter().map(line).collect()
+        });
+        lines.collect()
     }
 
     /// Number of wanted chains and of rules in them and in hooks.
@@ -417,7 +429,7 @@ impl TableDriver {
             })?,
             TableResponse::NotLoaded => View::default(),
             TableResponse::Refused { program, status, stderr, .. } => {
-                return Err(DriverError::Rejected { program, status, line: None, stderr: stderr.trim().to_owned() });
+                return Err(DriverError::Rejected { program, status, line: None, stderr: essence(&stderr) });
             }
             TableResponse::Broken(error) => return Err(error),
         };
@@ -567,7 +579,7 @@ impl TableDriver {
             TableResponse::Refused { program, status, stderr, lines_before } => {
                 let complaint = Complaint::read(&stderr, lines_before);
                 let line = if let Complaint::Lines(lines) = &complaint { lines.first().copied() } else { None };
-                let rejected = DriverError::Rejected { program, status, line, stderr: stderr.trim().to_owned() };
+                let rejected = DriverError::Rejected { program, status, line, stderr: essence(&stderr) };
                 self.take_complaint(&transaction, complaint, rejected)
             }
         }
@@ -650,7 +662,7 @@ impl TableDriver {
                 Complaint::SetMissing(set) => {
                     return Err(DriverError::SetMissing { program: program_of(cause), set });
                 }
-                Complaint::Lines(_) | Complaint::Other => hunt.answer(Some(one_line(&stderr))),
+                Complaint::Lines(_) | Complaint::Other => hunt.answer(Some(essence(&stderr))),
             },
             TableResponse::Broken(error) => return Err(error),
         }
@@ -837,11 +849,6 @@ const fn direction_word(direction: Direction) -> &'static str {
 
 fn program_of(error: DriverError) -> String {
     if let DriverError::Rejected { program, .. } = error { program } else { "restore".to_owned() }
-}
-
-/// A tool's message as one line for the log.
-fn one_line(stderr: &str) -> String {
-    stderr.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether the rule lets packets through or marks them for others to do so.

@@ -43,18 +43,12 @@ enum Hold {
     Off,
     /// To be started with the next transaction.
     Ready,
-    Open(HeldOpen),
+    Open(Box<HeldOpen>),
 }
 
 impl TableTools {
     /// Allocates; starts nothing.
-    pub fn new(
-        family: Family,
-        programs: Programs,
-        features: &Features,
-        lock_probe: Duration,
-        limit: Duration,
-    ) -> Self {
+    pub fn new(family: Family, programs: Programs, features: &Features, lock_probe: Duration, limit: Duration) -> Self {
         let mut restore_args = vec!["--noflush".to_owned(), "--verbose".to_owned()];
         if features.restore_supports_lock {
             let wait = ["--wait".to_owned(), LOCK_WAIT.to_string()];
@@ -106,7 +100,7 @@ impl TableTools {
         let Some(mut held) = self.take_held() else { return self.restore_once(input).await };
         match held.transact(input, self.limit).await {
             Ok(Fate::Acknowledged) => {
-                self.hold = Hold::Open(held);
+                self.hold = Hold::Open(Box::new(held));
                 TableResponse::Done(String::new())
             }
             Ok(Fate::Ended { status, stderr, lines_before }) if status != 0 => {
@@ -127,7 +121,7 @@ impl TableTools {
         if let Hold::Open(mut held) = std::mem::replace(&mut self.hold, Hold::Ready)
             && held.is_usable()
         {
-            return Some(held);
+            return Some(*held);
         }
         match HeldOpen::start(&self.programs.restore, &self.restore_args) {
             Ok(held) => Some(held),

@@ -25,7 +25,10 @@ impl Programs {
     ///
     /// If neither is installed.
     pub fn find(family: Family, variant: Variant, directories: &[PathBuf]) -> Result<Self, DriverError> {
-        Ok(Self { save: find(family, variant, "save", directories)?, restore: find(family, variant, "restore", directories)? })
+        Ok(Self {
+            save: find(family, variant, "save", directories)?,
+            restore: find(family, variant, "restore", directories)?,
+        })
     }
 
     /// Like [`Self::find`], but only programs that name their variant.

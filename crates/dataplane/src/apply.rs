@@ -1,0 +1,245 @@
+//! One apply: takes a batch and brings the kernel to it.
+//!
+//! Fed with [`Changes`] by the apply thread, feeds it a [`Report`]. The order (netfilter.md 19):
+//!
+//! 1. Sets are made and get their new members, so that no rule names a set that is not there (I4).
+//! 2. The tables of both families, side by side, each family in the order of [`FamilyTables`]; beside
+//!    them interfaces and routes.
+//! 3. Sets lose what they no longer need. This waits for a table that has just failed, so that old rules
+//!    meet old sets; it does not wait for one that keeps failing, because a member that stays is a permission
+//!    that stays.
+//!
+//! A driver that fails does not stop the others; it comes back by itself (I8). The first batch is complete,
+//! so everything of ours that no batch named is swept, but only what a complete listing shows (I3).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use model::Family;
+use program::{Changes, SetName, TableChanges, TableId};
+use tracing::{info, warn};
+
+use crate::error::DriverError;
+use crate::iptables::parse::is_our_chain;
+use crate::iptables::variant::{self, Programs};
+use crate::iptables::{FamilyTables, Features, TableTools};
+use crate::options::{ChainInsertMode, Options, Variant};
+use crate::report::{DriverReport, Report};
+use crate::retry::Backoff;
+
+/// Attempts of a failing table that step 3 waits for: 0.7 s in all.
+const PATIENCE: u32 = 3;
+
+/// Pause between attempts to remove what the other iptables variant holds of ours.
+const SWEEP_PAUSE: Duration = Duration::from_secs(180);
+
+/// Owns all drivers. Lives on the apply thread, inside a current-thread tokio runtime.
+#[derive(Debug)]
+pub struct ApplyLoop {
+    options: Options,
+    tables: Tables,
+    /// When to remove what the other iptables variant holds of ours; `None` when that is done.
+    sweep: Option<Instant>,
+}
+
+/// The table drivers: which variant they use is known only after the first look at the host.
+#[derive(Debug)]
+enum Tables {
+    Unknown { wanted: BTreeMap<TableId, TableChanges>, backoff: Backoff, reason: String },
+    Known { variant: Variant, families: Vec<FamilyTables> },
+}
+
+impl ApplyLoop {
+    /// Allocates; touches nothing outside the process.
+    pub fn new(options: Options) -> Self {
+        let tables = Tables::Unknown { wanted: BTreeMap::new(), backoff: Backoff::default(), reason: String::new() };
+        Self { options, tables, sweep: Some(Instant::now()) }
+    }
+
+    /// Applies one batch (an empty one retries and refreshes what is due). The first batch is
+    /// complete: everything of ours that it does not name is swept, after proven-complete reads (I3).
+    pub async fn apply(&mut self, changes: Changes) -> Report {
+        let started = Instant::now();
+        let Changes { seq, links: _, sets: _, tables, interfaces: _, routes: _ } = changes;
+        let mut drivers = Vec::new();
+        self.want_tables(tables);
+        self.settle_on_variant(&mut drivers).await;
+
+        let blocked: BTreeMap<Family, BTreeSet<SetName>> = BTreeMap::new();
+        drivers.extend(self.run_tables(&blocked).await);
+
+        drivers.extend(self.sweep_other_variant().await);
+        Report { seq, took: started.elapsed(), drivers, again: self.again() }
+    }
+
+    /// Returns the iptables variant in use, once it is known.
+    pub fn variant(&self) -> Option<Variant> {
+        match &self.tables {
+            Tables::Unknown { .. } => None,
+            Tables::Known { variant, .. } => Some(*variant),
+        }
+    }
+
+    /// Returns chains and rules wanted per table, for metrics.
+    pub fn table_sizes(&self) -> Vec<(TableId, usize, usize)> {
+        match &self.tables {
+            Tables::Unknown { .. } => Vec::new(),
+            Tables::Known { families, .. } => families.iter().flat_map(FamilyTables::sizes).collect(),
+        }
+    }
+
+    fn again(&self) -> Option<(Instant, &'static str)> {
+        let tables = match &self.tables {
+            Tables::Unknown { backoff, .. } => backoff.due().map(|at| (at, "no iptables")),
+            Tables::Known { families, .. } => families.iter().filter_map(FamilyTables::due).min_by_key(|(at, _)| *at),
+        };
+        // Until everything wanted is in force, the sweep waits for that and not for a time.
+        let settled =
+            matches!(&self.tables, Tables::Known { families, .. } if families.iter().all(FamilyTables::is_settled));
+        let sweep = self.sweep.filter(|_| settled).map(|at| (at, "sweep of the other iptables variant"));
+        [tables, sweep].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    // Tables.
+
+    fn want_tables(&mut self, tables: BTreeMap<TableId, TableChanges>) {
+        match &mut self.tables {
+            Tables::Unknown { wanted, .. } => {
+                for (id, TableChanges { chains, hooks }) in tables {
+                    let all = wanted.entry(id).or_default();
+                    all.chains.extend(chains);
+                    all.hooks.extend(hooks);
+                }
+            }
+            Tables::Known { families, .. } => {
+                for (id, changes) in tables {
+                    if let Some(family) = families.iter_mut().find(|tables| tables.family() == id.family) {
+                        family.want(id.table, changes);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds the programs and makes the table drivers, unless that is done.
+    async fn settle_on_variant(&mut self, drivers: &mut Vec<DriverReport>) {
+        let Tables::Unknown { wanted, backoff, reason } = &mut self.tables else { return };
+        let mut report = DriverReport { driver: "iptables".to_owned(), ..DriverReport::default() };
+        if !backoff.ready(Instant::now()) {
+            report.waiting = Some(reason.clone());
+            drivers.push(report);
+            return;
+        }
+        match prepare(&self.options).await {
+            Ok((variant, families)) => {
+                let wanted = std::mem::take(wanted);
+                self.tables = Tables::Known { variant, families };
+                self.want_tables(wanted);
+            }
+            Err(error) => {
+                backoff.failed(Instant::now());
+                *reason = error.full_text();
+                report.errors.push(reason.clone());
+                drivers.push(report);
+            }
+        }
+    }
+
+    async fn run_tables(&mut self, blocked: &BTreeMap<Family, BTreeSet<SetName>>) -> Vec<DriverReport> {
+        let Tables::Known { families, .. } = &mut self.tables else { return Vec::new() };
+        let none = BTreeSet::new();
+        for tables in families.iter_mut() {
+            tables.begin(blocked.get(&tables.family()).unwrap_or(&none));
+        }
+        let runs = families.iter_mut().map(FamilyTables::run);
+        futures_util::future::join_all(runs).await.into_iter().flatten().collect()
+    }
+
+    /// Removes what the variant that is not in use holds of ours, after everything wanted is in force
+    /// (netfilter.md 16.9). Tables that the kernel has not loaded are not looked at.
+    async fn sweep_other_variant(&mut self) -> Vec<DriverReport> {
+        let Tables::Known { variant, families } = &self.tables else { return Vec::new() };
+        let settled = families.iter().all(FamilyTables::is_settled);
+        if !settled || self.sweep.is_none_or(|at| at > Instant::now()) {
+            return Vec::new();
+        }
+        let other = match variant {
+            Variant::Legacy => Variant::Nft,
+            Variant::Nft => Variant::Legacy,
+        };
+        let mut reports = Vec::new();
+        for family in families_of(&self.options) {
+            reports.extend(sweep(family, other, &self.options).await);
+        }
+        let failed = reports.iter().any(|report: &DriverReport| !report.errors.is_empty());
+        self.sweep = failed.then(|| Instant::now() + SWEEP_PAUSE);
+        reports.retain(|report| report.writes > 0 || !report.errors.is_empty());
+        reports
+    }
+}
+
+fn families_of(options: &Options) -> impl Iterator<Item = Family> + use<> {
+    let ipv6 = options.ipv6;
+    Family::BOTH.into_iter().filter(move |family| ipv6 || *family == Family::V4)
+}
+
+/// Chooses the variant, finds its programs and asks them what they can do.
+async fn prepare(options: &Options) -> Result<(Variant, Vec<FamilyTables>), DriverError> {
+    let directories = variant::search_path();
+    let limit = options.program_timeout;
+    let asked = match options.variant {
+        Some(variant) => variant,
+        None => variant::choose(&variant::evidence(&directories, limit).await),
+    };
+    let mut families = Vec::new();
+    let mut in_use = asked;
+    for family in families_of(options) {
+        let programs = Programs::find(family, asked, &directories)?;
+        let (found, features) = variant::probe(&programs, limit).await?;
+        let program = programs.restore.display().to_string();
+        if found != asked {
+            warn!(
+                program,
+                asked = asked.as_str(),
+                found = found.as_str(),
+                "the installed program is of the other variant"
+            );
+        }
+        info!(program, variant = found.as_str(), ?features, "iptables chosen");
+        in_use = found;
+        let mut tools = TableTools::new(family, programs, &features, options.lock_probe, limit);
+        if options.hold_restore_open {
+            tools.try_to_hold_open().await;
+        }
+        let (mode, refresh) = (options.insert_mode, options.table_refresh);
+        families.push(FamilyTables::new(family, tools, found, mode, features, refresh));
+    }
+    Ok((in_use, families))
+}
+
+/// Removes everything of ours from the tables of a variant that is not in use.
+async fn sweep(family: Family, variant: Variant, options: &Options) -> Vec<DriverReport> {
+    let directories = variant::search_path();
+    let limit = options.program_timeout;
+    let Some(programs) = Programs::find_named(family, variant, &directories) else { return Vec::new() };
+    if variant == Variant::Legacy && variant::legacy_tables(family).is_none_or(|names| names.trim().is_empty()) {
+        return Vec::new();
+    }
+    let listing = variant::listing(family, variant, &directories, limit).await;
+    let chains = listing.lines().filter_map(|line| line.strip_prefix(':'));
+    if !chains.clone().any(is_our_chain) {
+        return Vec::new();
+    }
+    info!(variant = variant.as_str(), family = %family, "removing what an earlier agent left in the other iptables variant");
+    let features = match variant::probe(&programs, limit).await {
+        Ok((found, features)) if found == variant => features,
+        Ok(_) | Err(_) => return Vec::new(),
+    };
+    let tools = TableTools::new(family, programs, &features, options.lock_probe, limit);
+    let mut tables = FamilyTables::new(family, tools, variant, ChainInsertMode::Insert, Features::default(), None);
+    let mut reports = tables.run().await;
+    for report in &mut reports {
+        report.driver = format!("{} ({})", report.driver, variant.as_str());
+    }
+    reports
+}

@@ -1,0 +1,167 @@
+//! The four tables of one family, in the order that fails closed.
+//!
+//! Fed with changes by the apply loop, feeds its reports. Tables commit one by one, so there are moments
+//! in which one is new and another old (netfilter.md 19.2). The rules:
+//!
+//! 1. raw, mangle and nat before filter, because what they do first is deny: the reverse-path check must be
+//!    there before filter lets a workload speak. At the start, with nothing known, the same.
+//! 2. A change of raw or mangle that admits more than before waits until filter is in force, and stays away if
+//!    filter fails.
+//! 3. A table that fails does not stop the others (I8), but for rule 2.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use model::Family;
+use program::{SetName, Table, TableChanges, TableId};
+
+use super::plan::Setup;
+use super::table::{TableDriver, label};
+use super::tools::TableTools;
+use crate::driver::{Driver as _, Next};
+use crate::error::DriverError;
+use crate::options::{ChainInsertMode, Variant};
+use crate::report::DriverReport;
+
+/// The drivers of one family and the programs they share.
+#[derive(Debug)]
+pub struct FamilyTables {
+    family: Family,
+    tools: TableTools,
+    /// In the order of [`Table::ALL`].
+    drivers: Vec<TableDriver>,
+    missing_set: bool,
+}
+
+impl FamilyTables {
+    /// Allocates; touches nothing outside the process.
+    pub fn new(
+        family: Family,
+        tools: TableTools,
+        variant: Variant,
+        insert_mode: ChainInsertMode,
+        features: super::Features,
+        refresh: Option<std::time::Duration>,
+    ) -> Self {
+        let driver = |table| {
+            TableDriver::new(TableId { family, table }, Setup { table, variant, insert_mode, features }, refresh)
+        };
+        Self { family, tools, drivers: Table::ALL.into_iter().map(driver).collect(), missing_set: false }
+    }
+
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Records changes of one table.
+    pub fn want(&mut self, table: Table, changes: TableChanges) {
+        if let Some(driver) = self.drivers.iter_mut().find(|driver| driver.id().table == table) {
+            driver.want(changes);
+        }
+    }
+
+    /// Starts an apply; see [`TableDriver::begin`].
+    pub fn begin(&mut self, blocked_sets: &BTreeSet<SetName>) {
+        self.missing_set = false;
+        self.drivers.iter_mut().for_each(|driver| driver.begin(blocked_sets.clone()));
+    }
+
+    /// Declares everything believed to be stale.
+    pub fn distrust(&mut self) {
+        self.drivers.iter_mut().for_each(TableDriver::distrust);
+    }
+
+    /// Makes failed tables due at once.
+    pub fn hurry(&mut self, now: Instant) {
+        self.drivers.iter_mut().for_each(|driver| driver.hurry(now));
+    }
+
+    /// Returns whether a table was refused because the kernel lacks a set that we believe is there.
+    pub fn lacks_set(&self) -> bool {
+        self.missing_set
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.drivers.iter().all(TableDriver::is_settled)
+    }
+
+    /// See [`TableDriver::may_name_old_sets`].
+    pub fn may_name_old_sets(&self) -> bool {
+        self.drivers.iter().any(TableDriver::may_name_old_sets)
+    }
+
+    /// Returns whether a table has just failed, so that its next attempt is at hand.
+    pub fn fails_since_recently(&self, attempts: u32) -> bool {
+        self.drivers.iter().any(|driver| !driver.is_settled() && driver.failures() <= attempts)
+    }
+
+    /// When the tables want to be run again, and why.
+    pub fn due(&self) -> Option<(Instant, &'static str)> {
+        self.drivers.iter().filter_map(TableDriver::due).min_by_key(|(at, _)| *at)
+    }
+
+    /// Chains and rules wanted per table.
+    pub fn sizes(&self) -> impl Iterator<Item = (TableId, usize, usize)> {
+        self.drivers.iter().map(|driver| {
+            let (chains, rules) = driver.size();
+            (driver.id(), chains, rules)
+        })
+    }
+
+    /// Brings all tables to what is wanted, as far as it is due.
+    pub async fn run(&mut self) -> Vec<DriverReport> {
+        let (late, early): (Vec<_>, Vec<_>) =
+            Table::ALL.into_iter().filter(|table| *table != Table::Filter).partition(|table| self.must_wait(*table));
+        let mut reports = Vec::new();
+        for table in early.into_iter().chain([Table::Filter]) {
+            reports.extend(self.run_one(table).await);
+        }
+        let filter_settled = self.driver(Table::Filter).is_some_and(|filter| filter.is_settled());
+        for table in late {
+            if filter_settled {
+                reports.extend(self.run_one(table).await);
+            } else {
+                reports.push(DriverReport {
+                    driver: label(TableId { family: self.family, table }),
+                    waiting: Some("lets more through and waits for the filter table, which failed".to_owned()),
+                    ..DriverReport::default()
+                });
+            }
+        }
+        reports
+    }
+
+    fn must_wait(&mut self, table: Table) -> bool {
+        matches!(table, Table::Raw | Table::Mangle) && self.driver(table).is_some_and(|driver| driver.loosens())
+    }
+
+    fn driver(&mut self, table: Table) -> Option<&mut TableDriver> {
+        self.drivers.iter_mut().find(|driver| driver.id().table == table)
+    }
+
+    async fn run_one(&mut self, table: Table) -> Option<DriverReport> {
+        let Self { tools, drivers, missing_set, .. } = self;
+        let driver = drivers.iter_mut().find(|driver| driver.id().table == table)?;
+        let mut errors = Vec::new();
+        while let Next::Do(request) = driver.next(Instant::now()) {
+            let response = tools.perform(&request).await;
+            if let Err(error) = driver.handle(response, Instant::now()) {
+                *missing_set |= matches!(error, DriverError::SetMissing { .. });
+                errors.push(error.full_text());
+            }
+        }
+        let stats = driver.take_stats();
+        errors.extend(stats.errors);
+        let waiting = driver.failing().filter(|_| errors.is_empty()).map(str::to_owned);
+        Some(DriverReport {
+            driver: label(driver.id()),
+            writes: stats.writes,
+            reads: stats.reads,
+            errors,
+            waiting,
+            held: driver.held(),
+            repaired: stats.repaired,
+            lines: stats.lines,
+        })
+    }
+}

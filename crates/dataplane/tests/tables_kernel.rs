@@ -1,0 +1,516 @@
+//! The tables against real kernels and tools: each test in a network namespace of its own, for both
+//! variants, both families, and with restore programs held open and started one by one.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dataplane::{ApplyLoop, ChainInsertMode, Options, Report, Variant};
+use model::{PolicyKey, PolicyKind};
+use program::{
+    Action, BaseChain, Chain, ChainName, Changes, Direction, Family, Hooks, IcmpType, InterfaceMatch, Match, Origin,
+    Protocol, Rule, Table, TableChanges, TableId,
+};
+use testkit::netns::in_new_netns;
+
+/// One way to run.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    variant: Variant,
+    family: Family,
+    hold: bool,
+}
+
+/// Runs a test in every way, each in a fresh namespace.
+fn every_way(test: impl Fn(Way) + Sync) {
+    for variant in [Variant::Legacy, Variant::Nft] {
+        for family in Family::BOTH {
+            for hold in [false, true] {
+                let way = Way { variant, family, hold };
+                println!("{way:?}");
+                in_new_netns(|| test(way));
+            }
+        }
+    }
+}
+
+macro_rules! needs_tables {
+    () => {
+        testkit::kernel_test!(
+            "iptables-legacy-restore",
+            "iptables-nft-restore",
+            "ip6tables-legacy-restore",
+            "ip6tables-nft-restore"
+        );
+    };
+}
+
+#[test]
+fn a_fresh_host_gets_the_program_and_a_restart_writes_nothing() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        let report = agent.apply(program(way, 3));
+        assert_sound(&report);
+        assert!(report.writes() > 0);
+        let after = way.save("filter");
+        let hooks = lines_with(&after, "-A FORWARD");
+        assert_eq!(hooks.len(), 3, "{after}");
+        assert!(hooks[0].contains("cali:wUHhoiAYhphO9Mso"), "{after}");
+        assert_eq!(lines_with(&after, "-A cali-pi-").len(), 9);
+        assert_eq!(lines_with(&way.save("raw"), "-A PREROUTING").len(), 1);
+
+        assert_eq!(agent.apply(Changes::default()).writes(), 0);
+        let mut restarted = Agent::new(way);
+        let report = restarted.apply(program(way, 3));
+        assert_sound(&report);
+        assert_eq!(report.writes(), 0, "{report:?}");
+        assert_eq!(way.save("filter"), after);
+    });
+}
+
+#[test]
+fn changes_are_differences_and_leave_what_is_foreign_alone() {
+    needs_tables!();
+    every_way(|way| {
+        way.restore("*filter\n:DOCKER - -\n-A FORWARD -j DOCKER\n-A DOCKER -j RETURN\n:calico-dhcp-x - -\n-A INPUT -j calico-dhcp-x\nCOMMIT\n");
+        let mut agent = Agent::new(way);
+        assert_sound(&agent.apply(program(way, 3)));
+        // Somebody else works on between our transactions.
+        way.restore("*filter\n-A DOCKER -p 6 -j ACCEPT\n-I FORWARD 2 -p 17 -j DOCKER\nCOMMIT\n");
+        let report = agent.apply(changed_policies(way, [(1, vec![accept(), drop_all()])]));
+        assert_sound(&report);
+        assert_eq!(report.writes(), 1);
+        let after = way.save("filter");
+        assert_eq!(lines_with(&after, "-A cali-pi-1 ").len(), 2, "{after}");
+        assert_eq!(lines_with(&after, "-A cali-pi-0 ").len(), 3, "{after}");
+        assert_eq!(lines_with(&after, "-A DOCKER ").len(), 2, "{after}");
+        assert_eq!(lines_with(&after, "-A FORWARD ").len(), 5, "{after}");
+        assert_eq!(lines_with(&after, "-A INPUT -j calico-dhcp-x").len(), 1, "{after}");
+
+        // Everything of ours goes, everything else stays.
+        let report = Agent::new(way).apply(Changes::default());
+        assert_sound(&report);
+        let after = way.save("filter");
+        assert!(!after.contains("cali-") && !after.contains("cali:"), "{after}");
+        assert_eq!(lines_with(&after, "-A ").len(), 5, "{after}");
+        assert!(!way.save("raw").contains("cali"));
+    });
+}
+
+#[test]
+fn chains_and_hooks_of_an_older_agent_are_swept() {
+    needs_tables!();
+    every_way(|way| {
+        way.restore(
+            "*filter\n:felix-FORWARD - -\n:cali-old - -\n:DOCKER - -\n-A FORWARD -j DOCKER\n-A FORWARD -j felix-FORWARD\n\
+             -A FORWARD -m comment --comment \"cali:AAAAAAAAAAAAAAAA\" -j cali-old\n-A DOCKER -j cali-old\n\
+             -A felix-FORWARD -j DROP\n-A cali-old -m comment --comment \"cali:BBBBBBBBBBBBBBBB\" -j DROP\nCOMMIT\n",
+        );
+        way.restore("*mangle\n:cali-PREROUTING - -\n-A PREROUTING -m comment --comment \"cali:6gwbT8clXdHdC1b1\" -j cali-PREROUTING\nCOMMIT\n");
+        let report = Agent::new(way).apply(program(way, 1));
+        assert_sound(&report);
+        let after = way.save("filter");
+        for gone in ["felix", "cali-old", "AAAAAAAAAAAAAAAA"] {
+            assert!(!after.contains(gone), "{gone}: {after}");
+        }
+        assert_eq!(lines_with(&after, "-A FORWARD -j DOCKER").len(), 1, "{after}");
+        assert!(!way.save("mangle").contains("cali"));
+    });
+}
+
+#[test]
+fn a_stale_chain_that_a_foreign_rule_goes_to_is_emptied_and_stops_nothing() {
+    needs_tables!();
+    every_way(|way| {
+        way.restore("*filter\n:cali-old - -\n:X - -\n-A X -g cali-old\n-A cali-old -j DROP\nCOMMIT\n");
+        let mut agent = Agent::new(way);
+        assert_sound(&agent.apply(program(way, 1)));
+        let after = way.save("filter");
+        assert!(after.contains(":cali-old ") && after.contains("-A X -g cali-old"), "{after}");
+        assert!(lines_with(&after, "-A cali-old").is_empty(), "{after}");
+        assert_eq!(lines_with(&after, "-A cali-pi-0 ").len(), 3, "{after}");
+        assert_eq!(agent.apply(Changes::default()).writes(), 0);
+    });
+}
+
+#[test]
+fn foreign_deletions_and_insertions_are_repaired_at_the_refresh() {
+    needs_tables!();
+    every_way(|way| {
+        let mut options = way.options();
+        options.table_refresh = Some(Duration::from_millis(1));
+        let mut agent = Agent::with(options);
+        assert_sound(&agent.apply(program(way, 2)));
+        let good = way.save("filter");
+        let damages = [
+            "*filter\n-D cali-pi-0 2\nCOMMIT\n",
+            "*filter\n-I cali-pi-0 2 -j ACCEPT\nCOMMIT\n",
+            "*filter\n-A cali-pi-1 -j ACCEPT\nCOMMIT\n",
+            "*filter\n:cali-pi-1 - -\nCOMMIT\n",
+            "*filter\n-D FORWARD 1\nCOMMIT\n",
+            "*filter\n-I FORWARD -m comment --comment \"cali:CCCCCCCCCCCCCCCC\" -j ACCEPT\nCOMMIT\n",
+            "*filter\n:cali-new - -\n-A cali-new -j DROP\nCOMMIT\n",
+        ];
+        for damage in damages {
+            way.restore(damage);
+            std::thread::sleep(Duration::from_millis(2));
+            let report = agent.apply(Changes::default());
+            assert_sound(&report);
+            assert_eq!(report.writes(), 1, "{damage}");
+            assert_eq!(report.drivers.iter().map(|driver| driver.repaired).sum::<u64>(), 1, "{damage}");
+            assert_eq!(way.save("filter"), good, "{damage}");
+        }
+        // All rules gone, as `iptables -F` does it.
+        way.restore("*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n");
+        way.run("", &["-F"]);
+        std::thread::sleep(Duration::from_millis(2));
+        let report = agent.apply(Changes::default());
+        assert_sound(&report);
+        assert_eq!(way.save("filter"), good);
+        assert!(report.again.is_some_and(|(due, _)| due <= Instant::now() + Duration::from_millis(10)));
+    });
+}
+
+#[test]
+fn a_write_that_meets_foreign_changes_is_repeated_on_what_is_there() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        assert_sound(&agent.apply(program(way, 2)));
+        way.restore("*filter\n:cali-pi-0 - -\n:cali-all - -\n-D FORWARD 1\nCOMMIT\n");
+        let mut changes = changed_policies(way, [(0, vec![drop_all(), accept()])]);
+        changes.tables.get_mut(&way.filter()).unwrap().hooks.insert(BaseChain::Forward, Hooks::default());
+        assert_sound(&agent.apply(changes));
+        let after = way.save("filter");
+        assert_eq!(lines_with(&after, "-A cali-pi-0 ").len(), 2, "{after}");
+        assert!(lines_with(&after, "-A FORWARD").is_empty(), "{after}");
+    });
+}
+
+#[test]
+fn append_mode_puts_hooks_after_foreign_rules() {
+    needs_tables!();
+    every_way(|way| {
+        way.restore("*filter\n:X - -\n-A FORWARD -j X\nCOMMIT\n");
+        let mut options = way.options();
+        options.insert_mode = ChainInsertMode::Append;
+        assert_sound(&Agent::with(options.clone()).apply(program(way, 1)));
+        let after = way.save("filter");
+        let hooks = lines_with(&after, "-A FORWARD");
+        assert!(hooks[0].ends_with("-j X") && hooks[1].contains("cali:wUHhoiAYhphO9Mso"), "{after}");
+        assert_eq!(Agent::with(options).apply(program(way, 1)).writes(), 0);
+
+        // The other mode moves them.
+        assert_sound(&Agent::new(way).apply(program(way, 1)));
+        let after = way.save("filter");
+        let hooks = lines_with(&after, "-A FORWARD");
+        assert!(hooks[0].contains("cali:wUHhoiAYhphO9Mso") && hooks[1].ends_with("-j X"), "{after}");
+    });
+}
+
+#[test]
+fn a_rule_that_the_kernel_refuses_closes_its_policy_and_nothing_else() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        let mut changes = program(way, 50);
+        put(changes.tables.get_mut(&way.filter()).unwrap(), "cali-pi-23", policy_rules(23, Some(way.family)));
+        let report = agent.apply(changes);
+        assert!(!report.failed(), "{report:?}");
+        let held: Vec<_> = report.drivers.iter().flat_map(|driver| &driver.held).collect();
+        assert_eq!(held.len(), 1, "{held:?}");
+        assert!(held[0].contains("policy np/ns/policy-23 ingress rule 1"), "{held:?}");
+        assert!(!held[0].contains("deprecated"), "{held:?}");
+        let after = way.save("filter");
+        let bad = lines_with(&after, "-A cali-pi-23 ");
+        assert!(bad.len() == 1 && bad[0].ends_with("-j DROP"), "{after}");
+        assert_eq!(lines_with(&after, "-A cali-pi-").len(), 49 * 3 + 1, "{after}");
+        assert_eq!(lines_with(&after, "-A cali-all ").len(), 50, "{after}");
+        assert!(!after.contains("cali-probe"), "{after}");
+
+        // Other changes go in while it is closed; a repair of the policy opens it.
+        let report = agent.apply(changed_policies(way, [(22, vec![accept()])]));
+        assert!(!report.failed() && report.writes() == 1, "{report:?}");
+        let report = agent.apply(changed_policies(way, [(23, vec![accept(), drop_all()])]));
+        assert!(report.drivers.iter().all(|driver| driver.held.is_empty()), "{report:?}");
+        assert_eq!(lines_with(&way.save("filter"), "-A cali-pi-23 ").len(), 2);
+        // And a policy that goes bad while it is in force is closed.
+        let report = agent.apply(changed_policies(way, [(7, policy_rules(7, Some(way.family)))]));
+        assert!(!report.failed(), "{report:?}");
+        assert_eq!(lines_with(&way.save("filter"), "-A cali-pi-7 ").len(), 1);
+    });
+}
+
+#[test]
+fn a_restore_program_that_is_killed_is_replaced() {
+    needs_tables!();
+    for variant in [Variant::Legacy, Variant::Nft] {
+        in_new_netns(|| {
+            let way = Way { variant, family: Family::V4, hold: true };
+            let mut agent = Agent::new(way);
+            assert_sound(&agent.apply(program(way, 1)));
+            let held = children_named(&format!("iptables-{}-restore", variant.as_str()));
+            assert_eq!(held.len(), 1, "a restore program is held open");
+            for pid in held {
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+            }
+            assert_sound(&agent.apply(changed_policies(way, [(0, vec![accept()])])));
+            assert_eq!(lines_with(&way.save("filter"), "-A cali-pi-0 ").len(), 1);
+        });
+    }
+}
+
+#[test]
+fn leftovers_in_the_other_variant_are_removed_after_ours_are_in_force() {
+    needs_tables!();
+    for (variant, other) in [(Variant::Legacy, Variant::Nft), (Variant::Nft, Variant::Legacy)] {
+        for family in Family::BOTH {
+            in_new_netns(|| {
+                let old = Way { variant: other, family, hold: false };
+                let way = Way { variant, family, hold: false };
+                assert_sound(&Agent::new(old).apply(program(old, 2)));
+                old.restore("*filter\n:X - -\n-A FORWARD -j X\nCOMMIT\n");
+                assert_sound(&Agent::new(way).apply(program(way, 2)));
+                assert_eq!(lines_with(&way.save("filter"), "-A cali-pi-").len(), 6);
+                for table in ["filter", "raw"] {
+                    assert!(!old.save(table).contains("cali"), "{}", old.save(table));
+                }
+                assert!(old.save("filter").contains("-A FORWARD -j X"));
+            });
+        }
+    }
+}
+
+#[test]
+fn the_variant_follows_the_evidence() {
+    needs_tables!();
+    let detected = |prepare: &[(Variant, &str)]| {
+        in_new_netns(|| {
+            for (variant, input) in prepare {
+                Way { variant: *variant, family: Family::V4, hold: false }.restore(input);
+            }
+            let mut agent = Agent::with(Options { variant: None, ..Options::default() });
+            agent.apply(Changes::default());
+            agent.apply.variant().unwrap()
+        })
+    };
+    let rule = "*filter\n-A INPUT -p 6\nCOMMIT\n";
+    let hint = "*mangle\n:KUBE-KUBELET-CANARY - -\nCOMMIT\n";
+    let cases: [(&str, &[(Variant, &str)], Variant); 5] = [
+        ("nothing", &[], Variant::Legacy),
+        ("rules in nft", &[(Variant::Nft, rule)], Variant::Nft),
+        ("rules in legacy", &[(Variant::Legacy, rule)], Variant::Legacy),
+        ("rules in both", &[(Variant::Legacy, rule), (Variant::Nft, rule)], Variant::Legacy),
+        ("a hint in nft", &[(Variant::Legacy, rule), (Variant::Nft, hint)], Variant::Nft),
+    ];
+    for (what, prepare, expected) in cases {
+        assert_eq!(detected(prepare), expected, "{what}");
+    }
+}
+
+#[test]
+fn legacy_tables_that_nobody_made_are_not_made_by_looking() {
+    needs_tables!();
+    in_new_netns(|| {
+        let way = Way { variant: Variant::Legacy, family: Family::V4, hold: false };
+        assert_sound(&Agent::new(way).apply(program(way, 1)));
+        let made = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap();
+        let mut made: Vec<_> = made.lines().collect();
+        made.sort_unstable();
+        assert_eq!(made, ["filter", "raw"]);
+    });
+}
+
+// Helpers.
+
+/// An apply loop with a runtime of its own.
+struct Agent {
+    runtime: tokio::runtime::Runtime,
+    apply: ApplyLoop,
+}
+
+impl Agent {
+    fn new(way: Way) -> Self {
+        Self::with(way.options())
+    }
+
+    fn with(options: Options) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { runtime, apply: ApplyLoop::new(options) }
+    }
+
+    fn apply(&mut self, changes: Changes) -> Report {
+        self.runtime.block_on(self.apply.apply(changes))
+    }
+}
+
+impl Way {
+    fn options(self) -> Options {
+        Options { variant: Some(self.variant), hold_restore_open: self.hold, ..Options::default() }
+    }
+
+    fn filter(self) -> TableId {
+        TableId { family: self.family, table: Table::Filter }
+    }
+
+    /// Runs `ip[6]tables-<variant><suffix>` and returns what it printed.
+    fn run(self, suffix: &str, args: &[&str]) -> String {
+        let output = self.command(suffix).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn command(self, suffix: &str) -> Command {
+        let stem = if self.family == Family::V4 { "iptables" } else { "ip6tables" };
+        Command::new(format!("{stem}-{}{suffix}", self.variant.as_str()))
+    }
+
+    /// A table as the save program shows it, without times and counters.
+    fn save(self, table: &str) -> String {
+        let all = self.run("-save", &["-t", table]);
+        let plain = all.lines().filter(|line| !line.starts_with('#')).map(|line| {
+            if line.starts_with(':') { line.rsplit_once(' ').map_or(line, |(head, _)| head) } else { line }
+        });
+        plain.map(|line| format!("{line}\n")).collect()
+    }
+
+    /// Writes as somebody else would.
+    fn restore(self, input: &str) {
+        let mut child = self
+            .command("-restore")
+            .args(["--noflush", "--wait", "10"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "{input}");
+    }
+}
+
+/// Policies of three rules behind a chain behind the FORWARD hook, the reference's hooks, and a raw table.
+fn program(way: Way, policies: u32) -> Changes {
+    let mut filter = TableChanges::default();
+    for number in 0..policies {
+        put(&mut filter, &format!("cali-pi-{number}"), policy_rules(number, None));
+    }
+    put(&mut filter, "cali-all", (0..policies).map(|number| jump(&format!("cali-pi-{number}"))).collect());
+    let from_workload = Match::In(InterfaceMatch::Prefix("cali".to_owned()));
+    put(
+        &mut filter,
+        "cali-FORWARD",
+        vec![Rule::new(vec![from_workload.clone()], Action::Jump(name("cali-all"))).comment("a comment, \"quoted\"")],
+    );
+    let mark = 0x10000;
+    let accepted = Rule::new(vec![Match::MarkIs { value: mark, mask: mark }], Action::Accept)
+        .comment("Policy explicitly accepted packet.");
+    let hooks = Hooks {
+        inserts: vec![jump("cali-FORWARD")],
+        appends: vec![accepted, Rule::new(Vec::new(), Action::SetMark(mark))],
+    };
+    filter.hooks.insert(BaseChain::Forward, hooks);
+    let mut raw = TableChanges::default();
+    put(
+        &mut raw,
+        "cali-PREROUTING",
+        vec![
+            Rule::new(Vec::new(), Action::ClearMark(0xffff_0000)),
+            Rule::new(vec![from_workload, Match::ReversePathFailed], Action::Drop),
+        ],
+    );
+    raw.hooks.insert(BaseChain::Prerouting, Hooks { inserts: vec![jump("cali-PREROUTING")], appends: Vec::new() });
+    let tables = [(Table::Filter, filter), (Table::Raw, raw)];
+    let tables = tables.map(|(table, changes)| (TableId { family: way.family, table }, changes));
+    Changes { tables: tables.into(), ..Changes::default() }
+}
+
+fn changed_policies<const N: usize>(way: Way, policies: [(u32, Vec<Rule>); N]) -> Changes {
+    let mut filter = TableChanges::default();
+    for (number, rules) in policies {
+        put(
+            &mut filter,
+            &format!("cali-pi-{number}"),
+            rules.into_iter().map(|rule| with_origin(rule, number)).collect(),
+        );
+    }
+    Changes { tables: [(way.filter(), filter)].into(), ..Changes::default() }
+}
+
+/// With `refused`, the second rule is one that the kernel refuses: an ICMP type in TCP.
+fn policy_rules(number: u32, refused: Option<Family>) -> Vec<Rule> {
+    let ports =
+        Match::Ports { side: program::Side::Destination, negated: false, ports: vec![model::PortRange::single(80)] };
+    let second = match refused {
+        None => Rule::new(vec![tcp(), ports], Action::Accept),
+        Some(family) => {
+            let icmp = Match::Icmp { family, negated: false, icmp: IcmpType { kind: 8, code: None } };
+            Rule::new(vec![tcp(), icmp], Action::Accept)
+        }
+    };
+    let mut rules: Vec<_> = [accept(), second, drop_all()].into_iter().map(|rule| with_origin(rule, number)).collect();
+    for (place, rule) in (0..).zip(&mut rules) {
+        if let Some(Origin::Policy { index, .. }) = &mut rule.origin {
+            *index = place;
+        }
+    }
+    rules
+}
+
+fn tcp() -> Match {
+    Match::Protocol { negated: false, protocol: Protocol::Number(6) }
+}
+
+fn with_origin(mut rule: Rule, number: u32) -> Rule {
+    let key =
+        PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: "ns".into(), name: format!("policy-{number}").into() };
+    rule.origin = Some(Origin::Policy { key, direction: Direction::Ingress, index: 0 });
+    rule
+}
+
+fn put(changes: &mut TableChanges, chain: &str, rules: Vec<Rule>) {
+    changes.chains.insert(name(chain), Some(Arc::new(Chain { name: name(chain), rules })));
+}
+
+fn jump(target: &str) -> Rule {
+    Rule::new(Vec::new(), Action::Jump(name(target)))
+}
+
+fn accept() -> Rule {
+    Rule::new(Vec::new(), Action::SetMark(0x10000))
+}
+
+fn drop_all() -> Rule {
+    Rule::new(Vec::new(), Action::Drop)
+}
+
+fn name(text: &str) -> ChainName {
+    ChainName::new(text).unwrap()
+}
+
+#[track_caller]
+fn assert_sound(report: &Report) {
+    assert!(!report.failed(), "{report:?}");
+    assert!(report.drivers.iter().all(|driver| driver.held.is_empty()), "{report:?}");
+}
+
+fn lines_with<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
+    text.lines().filter(|line| line.starts_with(start)).collect()
+}
+
+/// Children of this thread's process that run in this thread's network namespace under this name.
+fn children_named(program: &str) -> Vec<nix::unistd::Pid> {
+    let here = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let processes =
+        std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let numbers = processes.filter_map(|name| name.parse::<i32>().ok());
+    let ours = numbers.filter(|pid| {
+        let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let namespace = std::fs::read_link(format!("/proc/{pid}/ns/net"));
+        command.split('\0').next().is_some_and(|first| first.ends_with(program))
+            && namespace.is_ok_and(|namespace| namespace == here)
+    });
+    ours.map(nix::unistd::Pid::from_raw).collect()
+}
