@@ -139,6 +139,12 @@ impl Graph {
             self.members.on_match(delta, &mut scratch.members);
         }
 
+        // members -> gather. Before any set goes below: its number may be given to another.
+        flow.members += scratch.members.len() as u64;
+        for delta in scratch.members.drain(..) {
+            self.gather.on_member(delta);
+        }
+
         // selectors (policies) -> active, endpoints.
         flow.local_matches += scratch.local_matches.len() as u64;
         for delta in scratch.local_matches.drain(..) {
@@ -187,12 +193,7 @@ impl Graph {
             }
         }
         self.scratch.references = references;
-
-        // members -> gather.
-        self.flow.members += self.scratch.members.len() as u64;
-        for delta in self.scratch.members.drain(..) {
-            self.gather.on_member(delta);
-        }
+        debug_assert!(self.scratch.members.is_empty(), "a set that is not announced has a delta");
     }
 
     /// endpoints -> local -> selectors (policies), profiles, endpoints; endpoints -> selectors (rules), members.
@@ -300,6 +301,7 @@ impl Graph {
         self.members.on_needed(set, id, source, registered.map(|(selector, _)| selector));
         if let Some((selector, _)) = registered {
             self.rule_selectors.matching(&self.names, selector, classes);
+            // No deltas: the consumer will be given the whole set.
             self.members.fill(set, classes, members);
             classes.clear();
         }

@@ -2,7 +2,10 @@
 //!
 //! A dev-dependency of anything and a dependency of `tests/` and `benches/`; never part of a release.
 
+pub mod build;
 pub mod etcd;
 pub mod frames;
+pub mod naive;
 pub mod netns;
 pub mod packets;
+pub mod replay;
