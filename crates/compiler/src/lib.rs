@@ -26,6 +26,8 @@ pub mod routes;
 pub mod sets;
 mod sources;
 pub mod static_chains;
+#[cfg(test)]
+mod tests;
 pub mod uses;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -325,10 +327,16 @@ impl Compiler {
         let Self { options, tables, sets, sources, endpoints, .. } = self;
         let set_exists = |id: &model::SetId| sets.exists(id);
         for (id, table) in tables {
-            for name in changed.iter().filter(|name| table.is_needed(name)).cloned().collect::<Vec<_>>() {
-                match sources.render(options, *id, &name, &set_exists, complaints) {
+            for name in &changed {
+                // What nobody needs yet may be needed through a group that is defined below.
+                let chain = if table.is_needed(name) {
+                    sources.render(options, *id, name, &set_exists, complaints)
+                } else {
+                    None
+                };
+                match chain {
                     Some(chain) => table.define_lazy(Arc::new(chain)),
-                    None => table.undefine(&name),
+                    None => table.undefine(name),
                 }
             }
             while let Some(name) = table.missing().cloned() {

@@ -97,6 +97,11 @@ impl TableProgram {
         self.missing.first()
     }
 
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Returns what changed since the last call. Nothing may be missing.
     pub fn finish(&mut self) -> TableChanges {
         debug_assert!(self.missing.is_empty(), "jump targets without contents: {:?}", self.missing);
