@@ -16,3 +16,4 @@ pub mod services;
 pub mod store;
 pub mod stream;
 pub mod table;
+pub mod watch;

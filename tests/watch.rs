@@ -1,0 +1,201 @@
+//! Counts what an agent writes to the kernel.
+//!
+//! Three witnesses, none of them the agent: wrappers around the tools that it starts, which log the arguments and copy
+//! what goes into a restore; the kernel's notifications of route and neighbour changes; and those of nf_tables changes,
+//! which show a write by whatever means. What leaves no such trace (sets over netlink) is witnessed by the sets' random
+//! seeds in [`Kernel::seeds`](crate::kernel::Kernel::seeds).
+
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result};
+use tempfile::TempDir;
+use testkit::netns::{Netns, Process};
+
+/// The programs that can write what the agent owns.
+const TOOLS: &[&str] = &[
+    "iptables",
+    "iptables-legacy",
+    "iptables-nft",
+    "iptables-restore",
+    "iptables-legacy-restore",
+    "iptables-nft-restore",
+    "ip6tables",
+    "ip6tables-legacy",
+    "ip6tables-nft",
+    "ip6tables-restore",
+    "ip6tables-legacy-restore",
+    "ip6tables-nft-restore",
+    "ipset",
+    "ip",
+    "nft",
+    "sysctl",
+];
+
+/// Wrappers around the tools; put the directory in front of an agent's search path.
+#[derive(Debug)]
+pub struct Wrappers {
+    directory: TempDir,
+}
+
+impl Wrappers {
+    /// Makes a wrapper for every tool that is installed.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be written.
+    pub fn new() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let bin = directory.path().join("bin");
+        std::fs::create_dir(&bin)?;
+        for tool in TOOLS {
+            let Some(real) = which(tool) else { continue };
+            let (log, real) = (directory.path().display(), real.display());
+            let run = if tool.ends_with("restore") || *tool == "ipset" {
+                format!(
+                    "case \"$*\" in *-version*|*-V*|*save*|*list*) exec {real} \"$@\";; esac\ntee -a {log}/{tool}.in | {real} \"$@\""
+                )
+            } else {
+                format!("exec {real} \"$@\"")
+            };
+            let path = bin.join(tool);
+            std::fs::write(&path, format!("#!/bin/sh\necho \"{tool} $*\" >> {log}/calls\n{run}\n"))?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { directory })
+    }
+
+    /// Returns the directory with the wrappers.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("bin")
+    }
+
+    /// Returns every call of a tool, with its arguments.
+    ///
+    /// # Errors
+    ///
+    /// If the log cannot be read.
+    pub fn calls(&self) -> Result<Vec<String>> {
+        lines(&self.directory.path().join("calls"))
+    }
+
+    /// Returns what would change the kernel: calls that do not only read, and lines of restore input.
+    ///
+    /// # Errors
+    ///
+    /// If a log cannot be read.
+    pub fn writes(&self) -> Result<Vec<String>> {
+        let mut writes: Vec<String> = self.calls()?.into_iter().filter(|call| !only_reads(call)).collect();
+        for tool in TOOLS {
+            let input = lines(&self.directory.path().join(format!("{tool}.in")))?;
+            writes.extend(input.into_iter().filter(|line| is_write(line)).map(|line| format!("{tool}: {line}")));
+        }
+        Ok(writes)
+    }
+}
+
+/// Returns whether a call leaves the kernel as it is; a restore is judged by its input.
+fn only_reads(call: &str) -> bool {
+    let (tool, arguments) = call.split_once(' ').unwrap_or((call, ""));
+    let reading =
+        ["-V", "--version", "version", "-S", "-L", "-n", "--list", "-C", "--check", "save", "list", "show", "-h"];
+    tool.ends_with("-restore")
+        || (tool == "ipset" && arguments.contains("restore"))
+        || arguments.split(' ').any(|word| reading.contains(&word))
+}
+
+/// Returns whether a line of restore input asks for a change.
+fn is_write(line: &str) -> bool {
+    let line = line.trim();
+    !(line.is_empty() || line.starts_with('#') || line.starts_with('*') || line == "COMMIT" || line == "quit")
+}
+
+fn which(tool: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(tool)).find(|path| path.is_file())
+}
+
+/// Returns the lines of a file, none if there is no file.
+fn lines(path: &Path) -> Result<Vec<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+/// The kernel's own notifications of changes in a namespace.
+#[derive(Debug)]
+pub struct Notifications {
+    directory: TempDir,
+    monitors: Vec<Process>,
+}
+
+impl Notifications {
+    /// Starts to listen; returns when a change is known to be heard.
+    ///
+    /// # Errors
+    ///
+    /// If a monitor cannot be started.
+    pub fn start(netns: &Netns) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let mut monitors = Vec::new();
+        for (name, words) in
+            [("routes", &["ip", "monitor", "route", "neigh"][..]), ("tables", &["xtables-monitor", "--event"][..])]
+        {
+            let output = File::create(directory.path().join(name))?;
+            let (program, arguments) = words.split_first().context("a program")?;
+            let mut command = netns.command(program);
+            command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(Stdio::null());
+            monitors.push(Process::start(&mut command)?);
+        }
+        let notifications = Self { directory, monitors };
+        notifications.prove(netns)?;
+        Ok(notifications)
+    }
+
+    /// Makes changes of its own until each monitor has reported one, and takes them back.
+    fn prove(&self, netns: &Netns) -> Result<()> {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            netns.sh("ip route add blackhole 192.0.2.255; ip route del blackhole 192.0.2.255
+                 iptables-nft -N proof; iptables-nft -X proof")?;
+            let heard = |name, text| Ok::<_, anyhow::Error>(self.read(name)?.iter().any(|line| line.contains(text)));
+            if heard("routes", PROOF_ROUTE)? && heard("tables", PROOF_CHAIN)? {
+                return Ok(());
+            }
+            anyhow::ensure!(std::time::Instant::now() < deadline, "no notification of a change in {}", netns.name());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<String>> {
+        lines(&self.directory.path().join(name))
+    }
+
+    /// Stops listening and returns the changes to routes, permanent neighbours and nf_tables rules.
+    ///
+    /// # Errors
+    ///
+    /// If a log cannot be read.
+    pub fn finish(mut self) -> Result<Vec<String>> {
+        self.monitors.clear();
+        let routes = self.read("routes")?.into_iter().filter(|line| {
+            // Without a state in capitals it is a route; neighbours that the kernel resolved itself are its own affair.
+            let of_kernel = ["REACHABLE", "STALE", "DELAY", "PROBE", "FAILED", "INCOMPLETE"];
+            !line.contains(PROOF_ROUTE) && !of_kernel.iter().any(|state| line.contains(state))
+        });
+        let tables = self.read("tables")?.into_iter().filter(|line| {
+            // The proof also makes the table and its base chains, once.
+            let rule = line.contains(" -A ") || line.contains(" -D ") || line.contains(" -I ");
+            (rule || line.contains("cali")) && !line.contains(PROOF_CHAIN)
+        });
+        Ok(routes.chain(tables).collect())
+    }
+}
+
+const PROOF_ROUTE: &str = "192.0.2.255";
+const PROOF_CHAIN: &str = "proof";
