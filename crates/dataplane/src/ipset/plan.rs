@@ -1,0 +1,333 @@
+//! What is wanted of each set, what the kernel is known to have, and the operations between the two.
+//!
+//! Fed by the set driver with wishes, readings and outcomes; gives it operations. Pure.
+//!
+//! Invariants: per set, what the kernel has is `members - missing + surplus` while `kernel` is
+//! [`Kernel::Read`]; `missing` is a subset of `members`, `surplus` has none of them. Additions never
+//! contain a removal and the reverse (policy.md M-33). Nothing is planned for a set whose contents
+//! are not known, except what creates it.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use model::Family;
+use program::{Member, SetKind, SetName, SetSpec};
+
+use super::transport::{Contents, Op};
+use super::wire;
+use crate::retry::Backoff;
+
+/// The kernel's own default; smaller tables only save memory, larger ones avoid growing, each step of
+/// which waits for all readers (performance.md 4.6).
+const SMALLEST_HASH: usize = 1024;
+/// The kernel takes more, but nobody can have more members than this.
+const LARGEST_HASH: usize = 1 << 26;
+
+/// What is known about a set in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// Nothing: the names have not been listed.
+    #[default]
+    Unknown,
+    Absent,
+    /// It is there; with what, is not known.
+    Unread,
+    Read {
+        fit: Fit,
+        missing: BTreeSet<Member>,
+        surplus: BTreeSet<Member>,
+    },
+}
+
+/// Whether a set that is there can become what is wanted by changing members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Good,
+    /// Same type and family, other limits or options: rebuilt beside it and swapped.
+    Rebuild,
+    /// Other type or family: cannot be swapped, must be destroyed first.
+    Replace,
+}
+
+/// One set, wanted or not.
+#[derive(Debug, Default)]
+pub(super) struct Set {
+    pub(super) wanted: Option<SetSpec>,
+    /// Wanted members that the kernel can hold.
+    pub(super) members: BTreeSet<Member>,
+    /// Wanted members that it cannot hold.
+    pub(super) refused: BTreeSet<Member>,
+    pub(super) kernel: Kernel,
+    pub(super) backoff: Backoff,
+    /// Why it is not as wanted; for the operator.
+    pub(super) problem: Option<String>,
+}
+
+impl Set {
+    /// The set is wanted with exactly these members. Returns those that no set can hold.
+    pub(super) fn replace(&mut self, spec: SetSpec, members: BTreeSet<Member>) -> Vec<Member> {
+        let refused = self.want_spec(spec.clone());
+        let (members, bad): (BTreeSet<_>, BTreeSet<_>) = members
+            .into_iter()
+            .filter_map(|member| normalise(member, &spec))
+            .partition(|member| acceptable(member, spec.kind));
+        if let Kernel::Read { missing, surplus, .. } = &mut self.kernel {
+            let in_kernel = |member: &Member| {
+                surplus.contains(member) || (self.members.contains(member) && !missing.contains(member))
+            };
+            let still_missing: BTreeSet<_> = members.iter().filter(|member| !in_kernel(member)).copied().collect();
+            let more = self.members.iter().filter(|member| !missing.contains(member)).copied();
+            let still_surplus: BTreeSet<_> =
+                surplus.iter().copied().chain(more).filter(|member| !members.contains(member)).collect();
+            (*missing, *surplus) = (still_missing, still_surplus);
+        }
+        self.members = members;
+        let news = bad.difference(&refused).copied().collect();
+        self.refused = bad;
+        news
+    }
+
+    /// Takes the new specification; returns the members refused so far.
+    fn want_spec(&mut self, spec: SetSpec) -> BTreeSet<Member> {
+        let changed = self.wanted.as_ref().is_some_and(|old| *old != spec);
+        if changed && !matches!(self.kernel, Kernel::Unknown | Kernel::Absent) {
+            self.kernel = Kernel::Unread;
+        }
+        self.wanted = Some(spec);
+        self.renewed();
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Members come and go. Returns those that no set can hold, and `None` if the set is not wanted.
+    pub(super) fn change(&mut self, added: BTreeSet<Member>, removed: BTreeSet<Member>) -> Option<Vec<Member>> {
+        let spec = self.wanted.clone()?;
+        for member in removed.into_iter().filter_map(|member| normalise(member, &spec)) {
+            self.refused.remove(&member);
+            if self.members.remove(&member)
+                && let Kernel::Read { missing, surplus, .. } = &mut self.kernel
+                && !missing.remove(&member)
+            {
+                surplus.insert(member);
+            }
+        }
+        let mut news = Vec::new();
+        for member in added.into_iter().filter_map(|member| normalise(member, &spec)) {
+            if !acceptable(&member, spec.kind) {
+                if self.refused.insert(member) {
+                    news.push(member);
+                }
+            } else if self.members.insert(member)
+                && let Kernel::Read { missing, surplus, .. } = &mut self.kernel
+                && !surplus.remove(&member)
+            {
+                missing.insert(member);
+            }
+        }
+        self.renewed();
+        Some(news)
+    }
+
+    /// The set is no longer wanted. What the kernel has of it is not tracked any further.
+    pub(super) fn unwant(&mut self) {
+        self.wanted = None;
+        self.members = BTreeSet::new();
+        self.refused = BTreeSet::new();
+        if matches!(self.kernel, Kernel::Read { .. }) {
+            self.kernel = Kernel::Unread;
+        }
+        self.renewed();
+    }
+
+    /// A new wish deserves a new attempt at once.
+    fn renewed(&mut self) {
+        self.backoff.succeeded();
+        self.problem = None;
+    }
+
+    /// Takes what was read; returns true if it differs from what was known before.
+    pub(super) fn read(&mut self, contents: Option<Contents>) -> bool {
+        let Some(contents) = contents else {
+            let news = !matches!(self.kernel, Kernel::Unknown | Kernel::Absent);
+            self.kernel = Kernel::Absent;
+            return news;
+        };
+        let Some(spec) = &self.wanted else {
+            self.kernel = Kernel::Unread;
+            return false;
+        };
+        let fit = if contents.type_name != wire::type_name(spec.kind) || contents.family != Some(spec.family) {
+            Fit::Replace
+        } else if contents.odd || contents.max_members != Some(spec.max_members) {
+            Fit::Rebuild
+        } else {
+            Fit::Good
+        };
+        let mut missing = self.members.clone();
+        let mut surplus = BTreeSet::new();
+        if fit == Fit::Good {
+            for member in contents.members {
+                if !missing.remove(&member) && !self.members.contains(&member) {
+                    surplus.insert(member);
+                }
+            }
+            if !contents.complete {
+                // It may only add; what it did not show is added again, which is harmless (I3).
+                surplus.clear();
+            }
+        }
+        let new = Kernel::Read { fit, missing, surplus };
+        let news = self.kernel != new;
+        self.kernel = new;
+        news
+    }
+
+    /// Plans what creates the set, adds its missing members or rebuilds it through the set `temporary`.
+    pub(super) fn additions(&self, name: &SetName, temporary: impl FnOnce() -> Option<SetName>) -> Vec<Op> {
+        let Some(spec) = &self.wanted else {
+            return Vec::new();
+        };
+        match &self.kernel {
+            Kernel::Unknown | Kernel::Unread => Vec::new(),
+            Kernel::Absent => build(name, spec, &self.members),
+            Kernel::Read { fit: Fit::Replace, .. } => {
+                let mut ops = vec![Op::Destroy { set: name.clone() }];
+                ops.extend(build(name, spec, &self.members));
+                ops
+            }
+            Kernel::Read { fit: Fit::Good, missing, .. } if missing.is_empty() => Vec::new(),
+            Kernel::Read { fit: Fit::Good, missing, surplus } if self.has_room(spec, surplus) => {
+                vec![Op::Add { set: name.clone(), members: missing.iter().copied().collect() }]
+            }
+            Kernel::Read { fit: Fit::Good | Fit::Rebuild, .. } => match temporary() {
+                Some(temporary) => {
+                    let mut ops = build(&temporary, spec, &self.members);
+                    ops.push(Op::Swap { set: name.clone(), with: temporary });
+                    ops
+                }
+                None => Vec::new(),
+            },
+        }
+    }
+
+    /// Whether the new members fit in beside those that are taken out only later. If all wanted members
+    /// do not fit in, rebuilding does not help.
+    fn has_room(&self, spec: &SetSpec, surplus: &BTreeSet<Member>) -> bool {
+        let most = spec.max_members as usize;
+        self.members.len() > most || self.members.len() + surplus.len() <= most
+    }
+
+    /// Plans what takes surplus members out.
+    pub(super) fn removals(&self, name: &SetName) -> Option<Op> {
+        match &self.kernel {
+            Kernel::Read { fit: Fit::Good, surplus, .. } if self.wanted.is_some() && !surplus.is_empty() => {
+                Some(Op::Remove { set: name.clone(), members: surplus.iter().copied().collect() })
+            }
+            Kernel::Read { .. } | Kernel::Unknown | Kernel::Absent | Kernel::Unread => None,
+        }
+    }
+
+    /// True if the kernel has what is wanted; surplus members may still be there.
+    pub(super) fn is_filled(&self) -> bool {
+        let filled = match &self.kernel {
+            Kernel::Read { fit: Fit::Good, missing, .. } => missing.is_empty(),
+            Kernel::Read { .. } | Kernel::Unknown | Kernel::Absent | Kernel::Unread => false,
+        };
+        filled && self.refused.is_empty()
+    }
+
+    /// The set was created, empty, as wanted.
+    pub(super) fn created(&mut self) {
+        self.kernel = Kernel::Read { fit: Fit::Good, missing: self.members.clone(), surplus: BTreeSet::new() };
+    }
+
+    /// These members were added to the set itself.
+    pub(super) fn added(&mut self, members: &[Member]) {
+        if let Kernel::Read { missing, .. } = &mut self.kernel {
+            if members.len() == missing.len() {
+                missing.clear();
+            } else {
+                for member in members {
+                    missing.remove(member);
+                }
+            }
+        }
+    }
+
+    /// These members were taken out.
+    pub(super) fn removed(&mut self, members: &[Member]) {
+        if let Kernel::Read { surplus, .. } = &mut self.kernel {
+            for member in members {
+                surplus.remove(member);
+            }
+        }
+    }
+
+    /// The kernel refused this member for good.
+    pub(super) fn refuse(&mut self, member: Member) {
+        self.members.remove(&member);
+        if let Kernel::Read { missing, .. } = &mut self.kernel {
+            missing.remove(&member);
+        }
+        self.refused.insert(member);
+    }
+}
+
+/// Creates a set and fills it.
+fn build(name: &SetName, spec: &SetSpec, members: &BTreeSet<Member>) -> Vec<Op> {
+    let mut ops = vec![Op::Create {
+        name: name.clone(),
+        kind: spec.kind,
+        family: spec.family,
+        max_members: spec.max_members,
+        hash_size: hash_size(members.len()),
+    }];
+    if !members.is_empty() {
+        ops.push(Op::Add { set: name.clone(), members: members.iter().copied().collect() });
+    }
+    ops
+}
+
+fn hash_size(members: usize) -> u32 {
+    let size = members.clamp(SMALLEST_HASH, LARGEST_HASH).next_power_of_two();
+    u32::try_from(size).unwrap_or(1 << 26)
+}
+
+/// Brings a member into the form in which the kernel reports it. `None` for a member of the other
+/// family, which is left out silently, because both families are offered the same (netfilter.md 17.1).
+fn normalise(member: Member, spec: &SetSpec) -> Option<Member> {
+    if member.family() != spec.family {
+        return None;
+    }
+    Some(match (spec.kind, member) {
+        (SetKind::Net, Member::Address(address)) => Member::Net(IpNet::from(address)),
+        (SetKind::Net, Member::Net(net)) => Member::Net(net.trunc()),
+        (SetKind::Address, Member::Net(net)) if net.prefix_len() == net.max_prefix_len() => Member::Address(net.addr()),
+        (SetKind::Address | SetKind::AddressPort, member @ (Member::Address(_) | Member::Net(_)))
+        | (SetKind::Address | SetKind::Net | SetKind::AddressPort, member @ Member::AddressPort { .. }) => member,
+    })
+}
+
+/// The kernel cannot hold networks of length 0 (crates.md I5), nor members of another type's form.
+fn acceptable(member: &Member, kind: SetKind) -> bool {
+    match (kind, member) {
+        (SetKind::Address, Member::Address(_)) | (SetKind::AddressPort, Member::AddressPort { .. }) => true,
+        (SetKind::Net, Member::Net(net)) => net.prefix_len() > 0,
+        (SetKind::Address, Member::Net(_) | Member::AddressPort { .. })
+        | (SetKind::Net, Member::Address(_) | Member::AddressPort { .. })
+        | (SetKind::AddressPort, Member::Address(_) | Member::Net(_)) => false,
+    }
+}
+
+/// True for names of sets that this program or its predecessors made (netfilter.md 17.4).
+pub(super) fn is_ours(name: &str, family: Family) -> bool {
+    let prefixes: &[&str] = match family {
+        Family::V4 => &["cali4", "felix-4", "felix-masq-ipam-pools", "felix-all-ipam-pools"],
+        Family::V6 => &["cali6", "felix-6"],
+    };
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// The name of the `n`-th temporary set.
+pub(super) fn temporary_name(family: Family, n: u32) -> Option<SetName> {
+    SetName::new(&format!("cali{}t{n}", family.digit()))
+}
