@@ -132,6 +132,7 @@ impl IpSets {
         report.errors.append(&mut self.complaints);
         if self.reading_due(now) {
             if !self.reading.ready(now) {
+                report.waiting = Some("sets could not be read".to_owned());
                 return report;
             }
             if let Err(error) = self.read_all(now, &mut report) {
@@ -160,6 +161,9 @@ impl IpSets {
                 set.backoff.failed(now);
             }
         }
+        report.held = self.failed_sets().map(|set| format!("set {}: {}", set.name, set.reason)).collect();
+        let waits = |set: &&Set| set.wanted.is_some() && !set.is_filled() && !set.backoff.ready(now);
+        report.waiting = self.sets.values().find(waits).and_then(|set| set.problem.clone());
         report
     }
 
