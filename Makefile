@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` shows the agent at work, `make test` proves that it works.
+# Both install what they need (Debian or Ubuntu, as root) and touch nothing outside network namespaces of their own.
+
+SHELL := /bin/sh
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
+
+CARGO ?= cargo
+# Arguments of the demonstration, for example: make demo DEMO='--variant legacy --family 6'
+DEMO ?=
+# Arguments of the benchmark; --help lists them.
+BENCH ?=
+
+.PHONY: help demo test bench setup lint clean
+
+help:
+	@echo 'make demo    build, and show the agent enforcing security groups on real packets (root)'
+	@echo "             options: make demo DEMO='--variant legacy|nft --family 4|6'"
+	@echo 'make test    build, and run all tests (root; FELIX_TESTS=pure make test runs those that need no root)'
+	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
+	@echo 'make setup   install what is missing: compiler, protoc, iptables, ipset, iproute2, etcd'
+	@echo 'make lint    formatting, clippy and the architecture check'
+	@echo 'make clean   remove what was built'
+
+demo: setup
+	$(CARGO) build --release --package agent --package felix-tests --bins
+	$(CARGO) run --release --quiet --package felix-tests --bin demo -- $(DEMO)
+
+# The agent's binary comes first: the end-to-end tests start it.
+test: setup
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace --no-fail-fast
+	$(CARGO) run --quiet --package xtask -- check
+
+bench: setup
+	$(CARGO) build --release --package agent --package felix-benches --bins
+	$(CARGO) run --release --quiet --package felix-benches -- $(BENCH)
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	$(CARGO) run --quiet --package xtask -- check
+
+setup:
+	@sh .ci/setup
+
+clean:
+	$(CARGO) clean
