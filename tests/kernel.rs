@@ -175,3 +175,44 @@ pub fn wait_for(netns: &Netns, variant: Variant, what: &str, enough: impl Fn(&Ke
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_kernels_give_equal_lines_and_every_difference_shows() {
+        testkit::kernel_test!("ipset", "iptables-legacy-save", "iptables-nft-save");
+        let (one, two) = (Netns::new("one").unwrap(), Netns::new("two").unwrap());
+        for variant in Variant::BOTH {
+            let tool = format!("iptables-{}", variant.word());
+            let flush = format!("{tool} -w -F; {tool} -w -X; ipset destroy");
+            for (netns, order) in [(&one, "x y"), (&two, "y x")] {
+                let script = format!(
+                    "for name in {order}; do
+                       ipset create cali40$name hash:net; ipset add cali40$name 10.0.0.1; ipset add cali40$name 10.0.0.2
+                       {tool} -w -N cali-$name; {tool} -w -A cali-$name -m set --match-set cali40$name src -j DROP
+                     done"
+                );
+                netns.sh(&script).unwrap();
+            }
+            let (first, second) = (Kernel::read(&one, variant).unwrap(), Kernel::read(&two, variant).unwrap());
+            assert_eq!(first.differences(&second), [""; 0]);
+            assert_ne!(first.seeds(), second.seeds());
+            assert!(first.mentions("cali-x 001 -m set --match-set cali40x src -j DROP"), "{first:?}");
+
+            for (change, expected) in [
+                ("ipset add cali40x 10.0.0.3".to_owned(), "+ set cali40x has 10.0.0.3"),
+                (format!("{tool} -w -I cali-x -j RETURN"), "+ iptables filter cali-x 001 -j RETURN"),
+                (format!("{tool} -w -P FORWARD DROP"), "+ iptables filter chain FORWARD DROP"),
+            ] {
+                two.sh(&change).unwrap();
+                let differences = first.differences(&Kernel::read(&two, variant).unwrap());
+                assert!(differences.iter().any(|line| line == expected), "{change}: {differences:?}");
+            }
+            one.sh(&flush).unwrap();
+            two.sh(&format!("{tool} -w -P FORWARD ACCEPT; {flush}")).unwrap();
+            assert!(Kernel::read(&one, variant).unwrap().is_empty());
+        }
+    }
+}

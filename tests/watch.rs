@@ -143,9 +143,10 @@ impl Notifications {
     pub fn start(netns: &Netns) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let mut monitors = Vec::new();
-        for (name, words) in
-            [("routes", &["ip", "monitor", "route", "neigh"][..]), ("tables", &["xtables-monitor", "--event"][..])]
-        {
+        for (name, words) in [
+            ("routes", &["ip", "monitor", "route", "neigh"][..]), // Line by line, not by blocks of 4096 bytes.
+            ("tables", &["stdbuf", "-oL", "xtables-monitor", "--event"][..]),
+        ] {
             let output = File::create(directory.path().join(name))?;
             let (program, arguments) = words.split_first().context("a program")?;
             let mut command = netns.command(program);
@@ -176,7 +177,7 @@ impl Notifications {
         lines(&self.directory.path().join(name))
     }
 
-    /// Stops listening and returns the changes to routes, permanent neighbours and nf_tables rules.
+    /// Stops listening and returns the changes to routes and permanent neighbours, and every transaction of nf_tables.
     ///
     /// # Errors
     ///
@@ -188,14 +189,98 @@ impl Notifications {
             let of_kernel = ["REACHABLE", "STALE", "DELAY", "PROBE", "FAILED", "INCOMPLETE"];
             !line.contains(PROOF_ROUTE) && !of_kernel.iter().any(|state| line.contains(state))
         });
-        let tables = self.read("tables")?.into_iter().filter(|line| {
-            // The proof also makes the table and its base chains, once.
-            let rule = line.contains(" -A ") || line.contains(" -D ") || line.contains(" -I ");
-            (rule || line.contains("cali")) && !line.contains(PROOF_CHAIN)
-        });
+        // A transaction is its changes and then the new generation (xtables-monitor(8)).
+        let mut tables = Vec::new();
+        let mut proof = false;
+        for line in self.read("tables")? {
+            proof |= line.contains(PROOF_CHAIN);
+            if line.starts_with("NEWGEN") {
+                if !std::mem::take(&mut proof) {
+                    tables.push(line);
+                }
+            } else if !proof && line.contains("-t ") {
+                tables.push(line);
+            }
+        }
         Ok(routes.chain(tables).collect())
     }
 }
 
 const PROOF_ROUTE: &str = "192.0.2.255";
 const PROOF_CHAIN: &str = "proof";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_is_told_from_writing() {
+        let calls = [
+            ("iptables-legacy-save -t filter", true),
+            ("iptables-nft --version", true),
+            ("iptables-legacy -w -S", true),
+            ("iptables-legacy -w -A INPUT -j ACCEPT", false),
+            ("iptables-nft-restore --noflush --wait 10", true),
+            ("ipset list -n", true),
+            ("ipset version", true),
+            ("ipset restore", true),
+            ("ipset destroy cali40x", false),
+            ("sysctl -w net.ipv4.ip_forward=1", false),
+        ];
+        for (call, reads) in calls {
+            // The save programs are not wrapped; what they are called with only reads.
+            assert_eq!(only_reads(call) || call.contains("-save"), reads, "{call}");
+        }
+        let lines = [
+            ("*filter", false),
+            ("COMMIT", false),
+            ("# comment", false),
+            ("", false),
+            (":cali-x - [0:0]", true),
+            ("-A cali-x -j DROP", true),
+            ("add cali40s:x 10.0.0.1", true),
+            ("create cali40s:x hash:net", true),
+        ];
+        for (line, writes) in lines {
+            assert_eq!(is_write(line), writes, "{line}");
+        }
+    }
+
+    #[test]
+    fn wrappers_run_the_real_tool_and_remember_what_it_was_told() {
+        testkit::kernel_test!("iptables-legacy-restore", "xtables-monitor");
+        let netns = Netns::new("wrapped").unwrap();
+        let wrappers = Wrappers::new().unwrap();
+        let notifications = Notifications::start(&netns).unwrap();
+        let bin = wrappers.path();
+        let path = format!("PATH={}:$PATH", bin.display());
+        netns
+            .sh(&format!("{path}; printf '*filter\\nCOMMIT\\n' | iptables-legacy-restore --noflush; ipset list"))
+            .unwrap();
+        assert_eq!(wrappers.writes().unwrap(), [""; 0]);
+        assert_eq!(wrappers.calls().unwrap(), ["iptables-legacy-restore --noflush", "ipset list"]);
+        netns
+            .sh(&format!(
+                "{path}; printf '*filter\\n:cali-x - [0:0]\\nCOMMIT\\n' | iptables-nft-restore --noflush
+                 iptables-nft -A cali-x -j DROP
+                 ip route add blackhole 198.51.100.7"
+            ))
+            .unwrap();
+        assert_eq!(
+            wrappers.writes().unwrap(),
+            [
+                "iptables-nft -A cali-x -j DROP",
+                "ip route add blackhole 198.51.100.7",
+                "iptables-nft-restore: :cali-x - [0:0]"
+            ]
+        );
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while !notifications.read("tables").unwrap().iter().any(|line| line.contains("-j DROP")) {
+            assert!(std::time::Instant::now() < deadline, "{:?}", notifications.read("tables"));
+        }
+        let heard = notifications.finish().unwrap();
+        for text in ["198.51.100.7", "cali-x -j DROP"] {
+            assert!(heard.iter().any(|line| line.contains(text)), "{text}: {heard:?}");
+        }
+    }
+}
