@@ -12,10 +12,13 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use compiler::policy;
-use felix_tests::rule_text::{RuleCase, lines, section, text, texts, vectors};
-use model::Family;
-use program::Chain;
+use compiler::Options;
+use compiler::policy::{self, Context, Owner};
+use dataplane::iptables::features::Features;
+use felix_tests::rule_text::{RuleCase, lines, rule_program, section, text, texts, vectors};
+use graph::{RuleProgram, SideProgram};
+use model::{Action, Family, IcmpMatch, PolicyKey, PolicyKind, PortRange, Protocol, SetId};
+use program::{Chain, Direction, Table};
 use serde_json::Value;
 use testkit::kernel_test;
 use testkit::netns::in_new_netns;
@@ -228,13 +231,96 @@ fn create_sets(programs: &[Program], family: Family) {
     run("ipset", &["restore"], &input).unwrap();
 }
 
-fn accepted_and_read_back(variant: &str) {
-    let all = programs(&vectors());
-    assert!(all.len() > 300, "only {} programs", all.len());
+/// Rules as nobody should write them, together with those that somebody will: every combination of fields that a
+/// datastore can hold, under names that try to break out of their line.
+fn random_programs(count: usize) -> Vec<Program> {
+    let mut dice = fastrand::Rng::with_seed(7);
+    let names = ["p", "a b", "x\" -j ACCEPT", "n\nCOMMIT\n*filter", "ä'\\", "-A", "a/b", &"long".repeat(70)];
+    let options = Options { flow_logs: true, log_prefix: "%k \"%n %p".to_owned(), ..Options::default() };
+    let mut programs = Vec::new();
+    for number in 0..count {
+        let name = format!("{number}-{}", dice.choice(names).unwrap());
+        let kind = if dice.bool() { PolicyKind::GlobalNetworkPolicy } else { PolicyKind::NetworkPolicy };
+        let namespace = if kind == PolicyKind::NetworkPolicy { *dice.choice(&names).unwrap() } else { "" };
+        let key = PolicyKey { kind, namespace: namespace.into(), name: name.as_str().into() };
+        let rule = random_rule(&mut dice);
+        let policy = Owner::Policy { key: &key, tier: "t\" x", untracked: false };
+        let profile_name = name.as_str().into();
+        let owner = if dice.bool() { policy } else { Owner::Profile { name: &profile_name } };
+        for family in FAMILIES {
+            let direction = if dice.bool() { Direction::Ingress } else { Direction::Egress };
+            let set_exists = &|_: &SetId| true;
+            let context = Context { options: &options, owner, direction, family, table: Table::Filter, set_exists };
+            let chain = policy::chain(&context, std::slice::from_ref(&rule), &mut Vec::new());
+            let lines = lines(&chain, &Features::default());
+            assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:?}");
+            programs.push(Program::new(&format!("{rule:?}"), Some(family), "filter", &lines));
+        }
+    }
+    programs
+}
+
+fn random_rule(dice: &mut fastrand::Rng) -> RuleProgram {
+    let mut rule = rule_program(&serde_json::json!({}));
+    rule.action = *dice.choice(&[Action::Allow, Action::Deny, Action::Pass, Action::Log]).unwrap();
+    let protocols = ["icmp", "tcp", "udp", "icmpv6", "sctp", "udplite", "none of these"];
+    let protocol = |dice: &mut fastrand::Rng| match dice.u8(..4) {
+        0 => Some(Protocol::Number(dice.u8(..))),
+        1 => Some(Protocol::Number(*dice.choice(&[0, 1, 6, 17, 33, 58, 132, 136]).unwrap())),
+        2 => Some(Protocol::Name((*dice.choice(&protocols).unwrap()).into())),
+        _ => None,
+    };
+    rule.protocol = protocol(dice);
+    if dice.u8(..4) == 0 {
+        rule.not_protocol = protocol(dice);
+    }
+    let icmp = |dice: &mut fastrand::Rng| {
+        let code = dice.bool().then(|| dice.u8(..));
+        (dice.u8(..5) == 0).then(|| IcmpMatch { kind: dice.u8(..255), code })
+    };
+    rule.icmp = icmp(dice);
+    rule.not_icmp = icmp(dice);
+    rule.source = random_side(dice);
+    rule.destination = random_side(dice);
+    if dice.u8(..3) == 0 {
+        rule.annotations.insert("why\"".to_owned(), "a\nb".repeat(dice.usize(..200)));
+    }
+    rule
+}
+
+fn random_side(dice: &mut fastrand::Rng) -> SideProgram {
+    const NETS: [&str; 6] = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "fd00::/8", "fd01::1/128", "::/0"];
+    let nets = |dice: &mut fastrand::Rng| {
+        let count = dice.usize(..8).saturating_sub(4);
+        (0..count).map(|_| dice.choice(NETS).unwrap().parse().unwrap()).collect()
+    };
+    let ports = |dice: &mut fastrand::Rng| {
+        let count = dice.usize(..40).saturating_sub(20);
+        let port = |first: u16| PortRange { first, last: first.saturating_add(first % 3) };
+        (0..count).map(|_| port(dice.u16(..))).collect()
+    };
+    let sets = |dice: &mut fastrand::Rng, kind: &str| {
+        let count = dice.usize(..6).saturating_sub(3);
+        (0..count).map(|number| SetId::from_text(format!("{kind}:{number}"))).collect()
+    };
+    SideProgram {
+        nets: nets(dice),
+        not_nets: nets(dice),
+        ports: ports(dice),
+        not_ports: ports(dice),
+        sets: sets(dice, "s"),
+        not_sets: sets(dice, "s"),
+        named_port_sets: sets(dice, "n"),
+        not_named_port_sets: sets(dice, "n"),
+        address_port_sets: sets(dice, "svc"),
+    }
+}
+
+fn accepted_and_read_back(variant: &str, all: &[Program]) {
     in_new_netns(|| {
         let mut compared = 0;
         for family in FAMILIES {
-            create_sets(&all, family);
+            create_sets(all, family);
             let tool = match family {
                 Family::V4 => "iptables",
                 Family::V6 => "ip6tables",
@@ -267,14 +353,32 @@ fn accepted_and_read_back(variant: &str) {
     });
 }
 
+fn vector_programs() -> Vec<Program> {
+    let all = programs(&vectors());
+    assert!(all.len() > 300, "only {} programs", all.len());
+    all
+}
+
 #[test]
 fn iptables_legacy_takes_all_text_and_shows_the_same_hashes() {
     kernel_test!("iptables-legacy-restore", "ip6tables-legacy-restore", "ipset");
-    accepted_and_read_back("legacy");
+    accepted_and_read_back("legacy", &vector_programs());
 }
 
 #[test]
 fn iptables_nft_takes_all_text_and_shows_the_same_hashes() {
     kernel_test!("iptables-nft-restore", "ip6tables-nft-restore", "ipset");
-    accepted_and_read_back("nft");
+    accepted_and_read_back("nft", &vector_programs());
+}
+
+#[test]
+fn iptables_legacy_takes_whatever_a_datastore_may_hold() {
+    kernel_test!("iptables-legacy-restore", "ip6tables-legacy-restore", "ipset");
+    accepted_and_read_back("legacy", &random_programs(2000));
+}
+
+#[test]
+fn iptables_nft_takes_whatever_a_datastore_may_hold() {
+    kernel_test!("iptables-nft-restore", "ip6tables-nft-restore", "ipset");
+    accepted_and_read_back("nft", &random_programs(2000));
 }

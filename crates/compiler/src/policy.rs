@@ -11,6 +11,8 @@
 
 mod blocks;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 use graph::RuleProgram;
 use model::{Action as Verdict, Family, Name, PolicyKey};
