@@ -1,7 +1,7 @@
 //! Chains of policies and profiles (netfilter.md 10).
 //!
 //! Fed with the graph's rule programs, feeds the table programs of [`crate::uses`]. A rule goes through
-//! three forms: [`Shape`] is the rule of one family with everything that the kernel would refuse taken
+//! three forms: `Shape` is the rule of one family with everything that the kernel would refuse taken
 //! out (`shape`), the match blocks are what does not fit in one rule (`blocks`), and the rest becomes
 //! the main rule and its action rules (here).
 //!
