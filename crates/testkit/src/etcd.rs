@@ -281,6 +281,28 @@ impl Etcd {
         Ok(pairs.into_iter().map(|(key, _)| key).collect())
     }
 
+    /// Calls any method of the JSON gateway, such as `auth/enable`; keys and values are base64.
+    ///
+    /// # Errors
+    ///
+    /// If the server does not answer or refuses.
+    pub fn call(&self, path: &str, request: &Value) -> Result<Value> {
+        let body = request.to_string();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.client_port));
+        let mut stream = TcpStream::connect(address).context("connecting to etcd")?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).context("setting a time limit")?;
+        // HTTP/1.0: the reply is neither chunked nor followed by anything.
+        let head = format!("POST /v3/{path} HTTP/1.0\r\nHost: etcd\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).context("asking etcd")?;
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).context("reading the answer of etcd")?;
+        let reply = String::from_utf8(reply).context("answer of etcd")?;
+        let (head, body) = reply.split_once("\r\n\r\n").context("answer of etcd has no end of header")?;
+        let status = head.lines().next().unwrap_or_default();
+        ensure!(status.contains(" 200 "), "etcd answers {path} with {status}: {body}");
+        serde_json::from_str(body).with_context(|| format!("answer of etcd to {path}"))
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let child = self.child.as_ref().context("etcd does not run")?;
         let pid = Pid::from_raw(i32::try_from(child.id()).context("process id of etcd")?);
@@ -339,23 +361,6 @@ impl Etcd {
             }
             thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    fn call(&self, path: &str, request: &Value) -> Result<Value> {
-        let body = request.to_string();
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.client_port));
-        let mut stream = TcpStream::connect(address).context("connecting to etcd")?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).context("setting a time limit")?;
-        // HTTP/1.0: the reply is neither chunked nor followed by anything.
-        let head = format!("POST /v3/{path} HTTP/1.0\r\nHost: etcd\r\nContent-Length: {}\r\n\r\n", body.len());
-        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).context("asking etcd")?;
-        let mut reply = Vec::new();
-        stream.read_to_end(&mut reply).context("reading the answer of etcd")?;
-        let reply = String::from_utf8(reply).context("answer of etcd")?;
-        let (head, body) = reply.split_once("\r\n\r\n").context("answer of etcd has no end of header")?;
-        let status = head.lines().next().unwrap_or_default();
-        ensure!(status.contains(" 200 "), "etcd answers {path} with {status}: {body}");
-        serde_json::from_str(body).with_context(|| format!("answer of etcd to {path}"))
     }
 }
 
