@@ -9,3 +9,4 @@ pub mod naive;
 pub mod netns;
 pub mod packets;
 pub mod replay;
+pub mod workload;
