@@ -9,4 +9,5 @@ pub mod naive;
 pub mod netns;
 pub mod packets;
 pub mod replay;
+pub mod scenario;
 pub mod workload;

@@ -1,0 +1,322 @@
+//! Scenarios: named datastore states as text, with the output that each must lead to, and the
+//! expanders that make more scenarios of each.
+//!
+//! ```text
+//! //- state both groups
+//! wep h1/openstack/vm1/eth0  ip=10.65.0.2 label=sg-web interface=tap1
+//! wep h2/openstack/vm2/eth0  ip=10.65.0.9 label=sg-db
+//! policy np/openstack/ossg.default.web  order=10 selector has(sg-web)
+//!   ingress allow tcp from has(sg-db) to-ports 5432
+//! //- expect
+//! set has(sg-db): 10.65.0.9/32
+//! policy np/openstack/ossg.default.web
+//! endpoint tap1: h1/openstack/vm1/eth0 | default deny in np/openstack/ossg.default.web out np/openstack/ossg.default.web
+//! //- state the database moves
+//! wep h2/openstack/vm2/eth0  ip=10.65.0.11 label=sg-db
+//! //- expect
+//! set has(sg-db): 10.65.0.11/32
+//! ```
+//!
+//! A state and its expectation start from those before; a line replaces the one for the same object,
+//! `gone <start of line>` takes it away, `//- state <name> (from nothing)` starts afresh. The first
+//! line of a file may be `host <name>`; the default is `h1`. `#` begins a comment line.
+//!
+//! Lines of a state: `wep`, `policy`, `tier <name> order=1 pass`, `rules <profile>` (with `ingress` and
+//! `egress` lines as for policies), `labels <profile> a=1,b`, `netset <key> a=1 10.0.0.0/8 …`,
+//! `link <name> <index> up|down`.
+//! Lines of an expectation: `set <selector>: members`, `ports <name>/<protocol> of <selector>: members`,
+//! `service <namespace/name>`, `service-addresses <namespace/name>`, `policy <key>`,
+//! `profile <name> [missing]`, `endpoint <interface>: <key> | tier | tier …`, `link <name> <index> up|down`.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "for tests")]
+
+use std::collections::BTreeMap;
+
+use graph::{SetMember, TierProgram};
+use model::update::UpdateKey;
+use model::{SetId, Update};
+
+use crate::build;
+use crate::naive::Facts;
+use crate::replay::Known;
+
+/// A sequence of states. See the [module documentation](self).
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub name: String,
+    pub host: String,
+    pub states: Vec<State>,
+    /// A batch is taken after each state, or only after the last.
+    pub squash: bool,
+    /// Order of the keys on the way from one state to the next.
+    pub reverse_keys: bool,
+}
+
+/// What is in the datastore, and what must then be known.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub name: String,
+    pub facts: Facts,
+    /// Lines by what they are about, which is their text up to the colon.
+    pub expected: BTreeMap<String, String>,
+}
+
+impl Scenario {
+    /// Reads a scenario file.
+    pub fn parse(name: &str, text: &str) -> Self {
+        let mut host = "h1".to_owned();
+        let mut states: Vec<State> = Vec::new();
+        let mut expecting = false;
+        let mut lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).peekable();
+        while let Some(line) = lines.next() {
+            if let Some(title) = line.strip_prefix("//- state ") {
+                expecting = false;
+                let (title, afresh) =
+                    title.strip_suffix(" (from nothing)").map_or((title, false), |title| (title, true));
+                let before = states.last().filter(|_| !afresh).cloned().unwrap_or_default();
+                states.push(State { name: title.to_owned(), ..before });
+                continue;
+            }
+            if line == "//- expect" {
+                expecting = true;
+                continue;
+            }
+            if let Some(name) = line.strip_prefix("host ") {
+                host = name.to_owned();
+                continue;
+            }
+            let state = states.last_mut().unwrap_or_else(|| panic!("{name}: a line before the first state: {line}"));
+            let gone = line.strip_prefix("gone ");
+            if expecting {
+                let line = gone.unwrap_or(line).to_owned();
+                let subject = subject(&line);
+                if gone.is_some() {
+                    state
+                        .expected
+                        .remove(&subject)
+                        .unwrap_or_else(|| panic!("{name}: nothing expected of {subject:?}"));
+                } else {
+                    state.expected.insert(subject, line);
+                }
+                continue;
+            }
+            let mut more = Vec::new();
+            while let Some(indented) = lines.next_if(|line| line.starts_with("  ")) {
+                more.push(indented.trim());
+            }
+            let fact = fact(gone.unwrap_or(line), &more);
+            if gone.is_some() {
+                let key = fact.key();
+                state.facts.remove(&key).unwrap_or_else(|| panic!("{name}: not there: {line}"));
+            } else {
+                state.facts.insert(fact.key(), fact);
+            }
+        }
+        Self { name: name.to_owned(), host, states, squash: false, reverse_keys: false }
+    }
+
+    /// The scenario itself, and what it expands to: keys in reverse, states in reverse, an empty state
+    /// between every two, each state alone, all states squashed into one, and combinations.
+    pub fn expand(&self) -> Vec<Self> {
+        let named = |what: &str| Self { name: format!("{} ({what})", self.name), ..self.clone() };
+        let mut all = vec![self.clone()];
+        let reversed = Self { states: self.states.iter().rev().cloned().collect(), ..named("states in reverse") };
+        let spaced = Self {
+            states: self.states.iter().flat_map(|state| [state.clone(), State::empty()]).collect(),
+            ..named("empty states between")
+        };
+        for state in &self.states {
+            all.push(Self { states: vec![state.clone()], ..named(&format!("{} alone", state.name)) });
+        }
+        all.extend([reversed, spaced]);
+        let squashed =
+            |scenario: &Self| Self { name: format!("{} (squashed)", scenario.name), squash: true, ..scenario.clone() };
+        all.extend(all.clone().iter().filter(|scenario| scenario.states.len() > 1).map(squashed));
+        let keys_reversed = |scenario: &Self| Self {
+            name: format!("{} (keys in reverse)", scenario.name),
+            reverse_keys: true,
+            ..scenario.clone()
+        };
+        all.extend(all.clone().iter().map(keys_reversed));
+        all
+    }
+
+    /// The updates that lead from one set of facts to another.
+    pub fn way(&self, from: &Facts, to: &Facts) -> Vec<Update> {
+        let gone = from.iter().filter(|(key, _)| !to.contains_key(key)).map(|(key, fact)| (key, build::absent(fact)));
+        let new = to.iter().filter(|(key, fact)| from.get(key) != Some(fact)).map(|(key, fact)| (key, fact.clone()));
+        let by_key: BTreeMap<&UpdateKey, Update> = gone.chain(new).collect();
+        if self.reverse_keys { by_key.into_values().rev().collect() } else { by_key.into_values().collect() }
+    }
+}
+
+impl State {
+    fn empty() -> Self {
+        Self { name: "empty".to_owned(), ..Self::default() }
+    }
+
+    /// What is known, in the form of an expectation: sets have the texts that the expectation has for
+    /// them.
+    pub fn render(&self, known: &Known) -> Vec<String> {
+        let texts: BTreeMap<SetId, &str> =
+            self.expected.keys().filter_map(|subject| Some((set_id(subject)?, subject.as_str()))).collect();
+        let mut lines = Vec::new();
+        for (id, set) in &known.sets {
+            let subject = texts.get(id).map_or_else(|| format!("set with id {id}"), |text| (*text).to_owned());
+            let members: Vec<String> = set.members.iter().map(member).collect();
+            lines.push(with_details(&subject, &members.join(" ")));
+        }
+        lines.extend(known.policies.keys().map(|key| format!("policy {key}")));
+        for (name, program) in &known.profiles {
+            lines.push(format!("profile {name}{}", if program.missing { " missing" } else { "" }));
+        }
+        for (interface, program) in &known.endpoints {
+            let tiers = program.tiers.iter().map(|program| format!(" | {}", tier(program)));
+            lines.push(format!("endpoint {interface}: {}{}", program.key, tiers.collect::<String>()));
+        }
+        for (name, state) in &known.links {
+            lines.push(format!("link {name} {} {}", state.index, if state.up { "up" } else { "down" }));
+        }
+        lines.sort();
+        lines
+    }
+
+    /// The lines that [`render`](Self::render) must give.
+    pub fn expected_lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.expected.values().cloned().collect();
+        lines.sort();
+        lines
+    }
+}
+
+fn with_details(subject: &str, details: &str) -> String {
+    if details.is_empty() { format!("{subject}:") } else { format!("{subject}: {details}") }
+}
+
+/// What a line of an expectation is about.
+fn subject(line: &str) -> String {
+    let words = |n: usize| line.split_whitespace().take(n).collect::<Vec<_>>().join(" ");
+    match line.split_whitespace().next() {
+        Some("profile" | "link") => words(2),
+        Some("set" | "ports") => {
+            line.rsplit_once(": ").map_or_else(|| line.trim_end_matches(':'), |(subject, _)| subject).to_owned()
+        }
+        _ => line.split_once(": ").map_or_else(|| line.trim_end_matches(':'), |(subject, _)| subject).to_owned(),
+    }
+}
+
+/// The id of the set that a subject describes.
+fn set_id(subject: &str) -> Option<SetId> {
+    let (kind, rest) = subject.split_once(' ')?;
+    let service = || rest.split_once('/').expect("namespace/name");
+    match kind {
+        "set" => Some(build::selector(rest).id().clone()),
+        "ports" => {
+            let (port, selector) = rest.split_once(" of ").expect("<name>/<protocol> of <selector>");
+            let (name, protocol) = port.split_once('/').expect("<name>/<protocol>");
+            Some(SetId::for_named_port(build::selector(selector).id(), protocol, name))
+        }
+        "service" => Some(SetId::for_service(service().0, service().1)),
+        "service-addresses" => Some(SetId::for_service_addresses(service().0, service().1)),
+        _ => None,
+    }
+}
+
+fn member(member: &SetMember) -> String {
+    match member {
+        SetMember::Net(net) => net.to_string(),
+        SetMember::AddressPort { address, protocol, port } => {
+            let protocol = match protocol {
+                6 => "tcp",
+                17 => "udp",
+                132 => "sctp",
+                _ => "?",
+            };
+            format!("{address},{protocol}:{port}")
+        }
+    }
+}
+
+fn tier(tier: &TierProgram) -> String {
+    let mut text = format!("{} {}", tier.name, if tier.default_pass { "pass" } else { "deny" });
+    for (word, list) in [("in", &tier.ingress), ("out", &tier.egress)] {
+        if !list.is_empty() {
+            let keys: Vec<String> = list.iter().map(|policy| policy.key.to_string()).collect();
+            text += &format!(" {word} {}", keys.join(" "));
+        }
+    }
+    text
+}
+
+/// Reads one fact: a line and the indented lines below it.
+fn fact(line: &str, more: &[&str]) -> Update {
+    let (kind, rest) = line.split_once(' ').unwrap_or_else(|| panic!("line {line:?}"));
+    let mut words = rest.split_whitespace();
+    let key = words.next().unwrap_or_else(|| panic!("line {line:?}"));
+    let rules = |direction: &str| -> Vec<&str> {
+        more.iter().filter_map(|line| line.strip_prefix(direction)?.strip_prefix(' ')).collect()
+    };
+    for line in more {
+        assert!(line.starts_with("ingress ") || line.starts_with("egress "), "line {line:?}");
+    }
+    match kind {
+        "wep" => wep(key, words),
+        "policy" => {
+            let (options, selector) = rest.split_once("selector ").unwrap_or((rest, "all()"));
+            let mut builder = build::policy(key).selector(selector);
+            for option in options.split_whitespace().skip(1) {
+                builder = match option.split_once('=').unwrap_or((option, "")) {
+                    ("tier", name) => builder.tier(name),
+                    ("order", order) => builder.order(order.parse().unwrap()),
+                    ("types", types) => builder.with(|policy| {
+                        policy.ingress = types.contains("ingress");
+                        policy.egress = types.contains("egress");
+                    }),
+                    ("untracked", _) => builder.with(|policy| policy.do_not_track = true),
+                    ("pre-dnat", _) => builder.with(|policy| policy.pre_dnat = true),
+                    ("always", _) => builder.with(|policy| policy.always_needed = true),
+                    _ => panic!("option {option:?} in {line:?}"),
+                };
+            }
+            for text in rules("ingress") {
+                builder = builder.ingress(text);
+            }
+            for text in rules("egress") {
+                builder = builder.egress(text);
+            }
+            builder.build()
+        }
+        "tier" => {
+            let words: Vec<&str> = words.collect();
+            let order = words.iter().find_map(|word| word.strip_prefix("order=")).map(|order| order.parse().unwrap());
+            build::tier(key, order, words.contains(&"pass"))
+        }
+        "rules" => build::profile_rules(key, &rules("ingress"), &rules("egress")),
+        "labels" => build::profile_labels(key, words.next().unwrap_or_default()),
+        "netset" => {
+            let words: Vec<&str> = words.collect();
+            let (labels, nets): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| word.contains('='));
+            build::network_set(key, &labels.join(","), &nets)
+        }
+        "link" => {
+            let index = words.next().map_or(0, |word| word.parse().unwrap());
+            build::link(key, index, words.next() == Some("up"))
+        }
+        _ => panic!("line {line:?}"),
+    }
+}
+
+fn wep<'a>(key: &str, options: impl Iterator<Item = &'a str>) -> Update {
+    let mut builder = build::wep(key);
+    for option in options {
+        builder = match option.split_once('=').unwrap_or((option, "")) {
+            ("ip", address) => builder.ip(address),
+            ("label", label) => builder.label(label),
+            ("profile", name) => builder.profile(name),
+            ("interface", name) => builder.interface(name),
+            ("port", port) => builder.port(port),
+            ("mac", byte) => builder.with(|value| value.mac = Some([byte.parse().unwrap(); 6])),
+            _ => panic!("option {option:?} of endpoint {key}"),
+        };
+    }
+    builder.build()
+}
