@@ -1,4 +1,5 @@
 //! Runs the scenario files and everything they expand to.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use graph::Graph;
 use testkit::naive::{self, Facts};
