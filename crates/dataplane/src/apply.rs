@@ -207,12 +207,12 @@ async fn prepare(options: &Options) -> Result<(Variant, Vec<FamilyTables>), Driv
         }
         info!(program, variant = found.as_str(), ?features, "iptables chosen");
         in_use = found;
-        let mut tools = TableTools::new(family, programs, &features, options.lock_probe, limit);
-        if options.hold_restore_open {
-            tools.try_to_hold_open().await;
-        }
+        let tools = TableTools::new(family, programs, &features, options.lock_probe, limit);
         let (mode, refresh) = (options.insert_mode, options.table_refresh);
         families.push(FamilyTables::new(family, tools, found, mode, features, refresh));
+    }
+    if options.hold_restore_open {
+        futures_util::future::join_all(families.iter_mut().map(FamilyTables::try_to_hold_open)).await;
     }
     Ok((in_use, families))
 }

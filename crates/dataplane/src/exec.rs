@@ -117,7 +117,7 @@ pub enum Fate {
 
 /// Tells one build of a program on disk from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub struct Identity {
     device: u64,
     inode: u64,
     modified: i64,
@@ -125,7 +125,8 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(program: &Path) -> Option<Self> {
+    /// Returns `None` if there is no such file.
+    pub fn of(program: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt as _;
         let metadata = std::fs::metadata(program).ok()?;
         Some(Self { device: metadata.dev(), inode: metadata.ino(), modified: metadata.mtime(), length: metadata.len() })

@@ -76,6 +76,11 @@ impl FamilyTables {
         self.drivers.iter_mut().for_each(|driver| driver.hurry(now));
     }
 
+    /// Finds out whether the restore program may be held open, and does so from then on.
+    pub async fn try_to_hold_open(&mut self) {
+        self.tools.try_to_hold_open().await;
+    }
+
     /// Returns whether a table was refused because the kernel lacks a set that we believe is there.
     pub fn lacks_set(&self) -> bool {
         self.missing_set
@@ -110,6 +115,9 @@ impl FamilyTables {
 
     /// Brings all tables to what is wanted, as far as it is due.
     pub async fn run(&mut self) -> Vec<DriverReport> {
+        if let Some(features) = self.tools.changed_features().await {
+            self.drivers.iter_mut().for_each(|driver| driver.set_features(features));
+        }
         let (late, early): (Vec<_>, Vec<_>) =
             Table::ALL.into_iter().filter(|table| *table != Table::Filter).partition(|table| self.must_wait(*table));
         let mut reports = Vec::new();

@@ -35,6 +35,9 @@ use crate::retry::Backoff;
 /// Refused rules that one apply looks for before it leaves the rest to the next attempt.
 const MAX_REFUSALS_PER_APPLY: u32 = 32;
 
+/// Chains that one line of the log names.
+const MAX_NAMES_IN_LOG: usize = 20;
+
 /// What the driver asks the programs to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TableRequest {
@@ -505,8 +508,10 @@ impl TableDriver {
         let mut names = foreign(hooks, &self.dirty_hooks);
         names.extend(foreign(chains, &self.dirty));
         if !names.is_empty() {
-            self.stats.repaired += u64::try_from(names.len()).unwrap_or(u64::MAX);
-            warn!(table, chains = %names.join(" "), "foreign changes found, repairing");
+            let count = names.len();
+            self.stats.repaired += u64::try_from(count).unwrap_or(u64::MAX);
+            names.truncate(MAX_NAMES_IN_LOG);
+            warn!(table, count, chains = %names.join(" "), "foreign changes found, repairing");
         }
     }
 

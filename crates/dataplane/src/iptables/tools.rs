@@ -13,13 +13,13 @@ use model::Family;
 use nix::sched::{CloneFlags, unshare};
 use program::Table;
 use tokio::sync::oneshot;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::features::Features;
 use super::table::{TableRequest, TableResponse};
-use super::variant::{Programs, legacy_tables};
+use super::variant::{self, Programs, legacy_tables};
 use crate::error::DriverError;
-use crate::exec::{self, Fate, HeldOpen};
+use crate::exec::{self, Fate, HeldOpen, Identity};
 
 /// How long a restore program waits for the xtables lock, in seconds (netfilter.md 16.5).
 const LOCK_WAIT: u32 = 10;
@@ -33,8 +33,11 @@ pub struct TableTools {
     family: Family,
     programs: Programs,
     restore_args: Vec<String>,
+    lock_probe: Duration,
     limit: Duration,
     hold: Hold,
+    /// The build of the restore program that was asked what it can do.
+    identity: Option<Identity>,
 }
 
 #[derive(Debug)]
@@ -49,13 +52,30 @@ enum Hold {
 impl TableTools {
     /// Allocates; starts nothing.
     pub fn new(family: Family, programs: Programs, features: &Features, lock_probe: Duration, limit: Duration) -> Self {
-        let mut restore_args = vec!["--noflush".to_owned(), "--verbose".to_owned()];
-        if features.restore_supports_lock {
-            let wait = ["--wait".to_owned(), LOCK_WAIT.to_string()];
-            let interval = ["--wait-interval".to_owned(), lock_probe.as_micros().to_string()];
-            restore_args.extend(wait.into_iter().chain(interval));
+        let identity = Identity::of(&programs.restore);
+        let restore_args = restore_args(features, lock_probe);
+        Self { family, programs, restore_args, lock_probe, limit, hold: Hold::Off, identity }
+    }
+
+    /// Returns what the programs can do if they have been replaced on disk since they were last asked.
+    pub async fn changed_features(&mut self) -> Option<Features> {
+        let identity = Identity::of(&self.programs.restore);
+        if identity.is_none() || identity == self.identity {
+            return None;
         }
-        Self { family, programs, restore_args, limit, hold: Hold::Off }
+        let program = self.programs.restore.display();
+        match variant::probe(&self.programs, self.limit).await {
+            Ok((_, features)) => {
+                info!(%program, ?features, "program was replaced");
+                self.identity = identity;
+                self.restore_args = restore_args(&features, self.lock_probe);
+                Some(features)
+            }
+            Err(error) => {
+                warn!(%program, error = error.full_text(), "program was replaced and does not answer");
+                None
+            }
+        }
     }
 
     /// Finds out whether the restore program may be held open, and does so from then on.
@@ -144,6 +164,16 @@ impl TableTools {
         let finished = exec::run(&self.programs.restore, &self.restore_args, input, self.limit).await;
         response(&self.programs.restore, finished)
     }
+}
+
+fn restore_args(features: &Features, lock_probe: Duration) -> Vec<String> {
+    let mut args = vec!["--noflush".to_owned(), "--verbose".to_owned()];
+    if features.restore_supports_lock {
+        let wait = ["--wait".to_owned(), LOCK_WAIT.to_string()];
+        let interval = ["--wait-interval".to_owned(), lock_probe.as_micros().to_string()];
+        args.extend(wait.into_iter().chain(interval));
+    }
+    args
 }
 
 fn response(program: &Path, finished: Result<exec::Finished, DriverError>) -> TableResponse {
