@@ -2,9 +2,10 @@
 //!
 //! Fed with [`Changes`] by the apply thread, feeds it a [`Report`]. The order (netfilter.md 19):
 //!
-//! 1. Sets are made and get their new members, so that no rule names a set that is not there (I4).
-//! 2. The tables of both families, side by side, each family in the order of [`FamilyTables`]; beside
-//!    them interfaces and routes.
+//! 1. Sets are made and get their new members, so that no rule names a set that is not there (I4). Chains
+//!    that name a set which could not be written keep their contents or are closed.
+//! 2. Settings of interfaces, then the tables of both families, side by side, each family in the order of
+//!    [`FamilyTables`].
 //! 3. Sets lose what they no longer need. This waits for a table that has just failed, so that old rules
 //!    meet old sets; it does not wait for one that keeps failing, because a member that stays is a permission
 //!    that stays.
@@ -15,17 +16,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use model::Family;
-use program::{Changes, SetName, TableChanges, TableId};
+use model::{Family, Name};
+use program::{Changes, SetChange, SetName, TableChanges, TableId};
 use tracing::{info, warn};
 
 use crate::error::DriverError;
+use crate::ipset::{Automatic, IpSets};
 use crate::iptables::parse::is_our_chain;
 use crate::iptables::variant::{self, Programs};
 use crate::iptables::{FamilyTables, Features, TableTools};
 use crate::options::{ChainInsertMode, Options, Variant};
 use crate::report::{DriverReport, Report};
 use crate::retry::Backoff;
+use crate::sysctl::Sysctls;
 
 /// Attempts of a failing table that step 3 waits for: 0.7 s in all.
 const PATIENCE: u32 = 3;
@@ -37,7 +40,12 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(180);
 #[derive(Debug)]
 pub struct ApplyLoop {
     options: Options,
+    started: bool,
+    sets: IpSets,
+    sysctls: Sysctls,
     tables: Tables,
+    /// When the tables were last read because a set that should go was in use.
+    doubted_at: Option<Instant>,
     /// When to remove what the other iptables variant holds of ours; `None` when that is done.
     sweep: Option<Instant>,
 }
@@ -53,23 +61,62 @@ impl ApplyLoop {
     /// Allocates; touches nothing outside the process.
     pub fn new(options: Options) -> Self {
         let tables = Tables::Unknown { wanted: BTreeMap::new(), backoff: Backoff::default(), reason: String::new() };
-        Self { options, tables, sweep: Some(Instant::now()) }
+        let transport = Automatic::new(options.netlink_timeout, options.program_timeout);
+        Self {
+            started: false,
+            sets: IpSets::new(&options, Box::new(transport)),
+            sysctls: Sysctls::new(&options),
+            tables,
+            doubted_at: None,
+            sweep: Some(Instant::now()),
+            options,
+        }
     }
 
     /// Applies one batch (an empty one retries and refreshes what is due). The first batch is
     /// complete: everything of ours that it does not name is swept, after proven-complete reads (I3).
     pub async fn apply(&mut self, changes: Changes) -> Report {
         let started = Instant::now();
-        let Changes { seq, links: _, sets: _, tables, interfaces: _, routes: _ } = changes;
+        let Changes { seq, links, sets, tables, interfaces, routes: _ } = changes;
         let mut drivers = Vec::new();
+        self.want_sets(sets);
         self.want_tables(tables);
+        for (name, link) in &links {
+            self.sysctls.want_link(name, *link);
+        }
+        for (name, spec) in &interfaces {
+            self.sysctls.want_interface(name, *spec);
+        }
+        if !std::mem::replace(&mut self.started, true) {
+            drivers.push(self.sysctls.start());
+        }
         self.settle_on_variant(&mut drivers).await;
 
-        let blocked: BTreeMap<Family, BTreeSet<SetName>> = BTreeMap::new();
-        drivers.extend(self.run_tables(&blocked).await);
-
+        let mut sets = self.sets.write_additions(Instant::now());
+        drivers.push(self.sysctls.sync(Instant::now()));
+        let mut tables = self.run_tables().await;
+        if self.tables_lack_a_set() {
+            // Somebody removed it behind our back: once more, after a look at the sets.
+            warn!("a table names a set that is gone, reading the sets again");
+            self.sets.distrust();
+            sets.superseded_by(self.sets.write_additions(Instant::now()));
+            self.hurry_tables();
+            rerun(&mut tables, self.run_tables().await);
+        }
+        if !self.old_rules_may_need_old_members() {
+            sets.add(self.sets.write_removals(Instant::now()));
+            self.doubt_tables_that_keep_sets();
+        }
+        drivers.push(sets);
+        drivers.extend(tables);
         drivers.extend(self.sweep_other_variant().await);
+        drivers.retain(DriverReport::has_something);
         Report { seq, took: started.elapsed(), drivers, again: self.again() }
+    }
+
+    /// Interfaces whose kernel settings are not as wanted yet; their endpoints are down.
+    pub fn pending_interfaces(&self) -> impl Iterator<Item = &Name> {
+        self.sysctls.pending()
     }
 
     /// Returns the iptables variant in use, once it is known.
@@ -97,10 +144,63 @@ impl ApplyLoop {
         let settled =
             matches!(&self.tables, Tables::Known { families, .. } if families.iter().all(FamilyTables::is_settled));
         let sweep = self.sweep.filter(|_| settled).map(|at| (at, "sweep of the other iptables variant"));
-        [tables, sweep].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let sets = self.sets.next_due();
+        let sysctls = self.sysctls.next_due();
+        [tables, sweep, sets, sysctls].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    // Sets.
+
+    fn want_sets(&mut self, sets: BTreeMap<(Family, SetName), SetChange>) {
+        for ((family, name), change) in sets {
+            self.sets.want(family, &name, change);
+        }
+    }
+
+    /// Sets that rules must not come to rely on, by family.
+    fn blocked_sets(&self) -> BTreeMap<Family, BTreeSet<SetName>> {
+        let mut blocked: BTreeMap<Family, BTreeSet<SetName>> = BTreeMap::new();
+        for set in self.sets.failed_sets() {
+            blocked.entry(set.family).or_default().insert(set.name);
+        }
+        blocked
+    }
+
+    /// A set that should go and is in use long after the tables were written means that the tables are not
+    /// what we believe, unless we keep old rules on purpose. Reads the tables once per refresh of the sets.
+    fn doubt_tables_that_keep_sets(&mut self) {
+        let Tables::Known { families, .. } = &mut self.tables else { return };
+        if !self.sets.in_use() || families.iter().any(FamilyTables::may_name_old_sets) {
+            return;
+        }
+        let pause = self.options.set_refresh.unwrap_or(SWEEP_PAUSE);
+        if self.doubted_at.is_none_or(|at| at.elapsed() >= pause) {
+            self.doubted_at = Some(Instant::now());
+            warn!("a set that is not wanted is in use, reading the tables again");
+            families.iter_mut().for_each(FamilyTables::distrust);
+        }
     }
 
     // Tables.
+
+    fn tables_lack_a_set(&self) -> bool {
+        matches!(&self.tables, Tables::Known { families, .. } if families.iter().any(FamilyTables::lacks_set))
+    }
+
+    fn hurry_tables(&mut self) {
+        if let Tables::Known { families, .. } = &mut self.tables {
+            families.iter_mut().for_each(|tables| tables.hurry(Instant::now()));
+        }
+    }
+
+    /// Returns whether the sets must wait with what they lose: the tables could not be looked at at all, or one
+    /// has just failed.
+    fn old_rules_may_need_old_members(&self) -> bool {
+        match &self.tables {
+            Tables::Unknown { backoff, .. } => backoff.failures() <= PATIENCE,
+            Tables::Known { families, .. } => families.iter().any(|tables| tables.fails_since_recently(PATIENCE)),
+        }
+    }
 
     fn want_tables(&mut self, tables: BTreeMap<TableId, TableChanges>) {
         match &mut self.tables {
@@ -145,7 +245,8 @@ impl ApplyLoop {
         }
     }
 
-    async fn run_tables(&mut self, blocked: &BTreeMap<Family, BTreeSet<SetName>>) -> Vec<DriverReport> {
+    async fn run_tables(&mut self) -> Vec<DriverReport> {
+        let blocked = self.blocked_sets();
         let Tables::Known { families, .. } = &mut self.tables else { return Vec::new() };
         let none = BTreeSet::new();
         for tables in families.iter_mut() {
@@ -175,6 +276,16 @@ impl ApplyLoop {
         self.sweep = failed.then(|| Instant::now() + SWEEP_PAUSE);
         reports.retain(|report| report.writes > 0 || !report.errors.is_empty());
         reports
+    }
+}
+
+/// Takes a second run of drivers into the reports of the first.
+fn rerun(first: &mut Vec<DriverReport>, second: Vec<DriverReport>) {
+    for report in second {
+        match first.iter_mut().find(|known| known.driver == report.driver) {
+            Some(known) => known.superseded_by(report),
+            None => first.push(report),
+        }
     }
 }
 

@@ -45,3 +45,31 @@ pub struct DriverReport {
     /// Lines of restore input that went in.
     pub lines: u64,
 }
+
+impl DriverReport {
+    /// Takes a later step of the same driver in addition.
+    pub fn add(&mut self, more: Self) {
+        let Self { driver: _, writes, reads, errors, waiting, held, repaired, lines } = more;
+        self.writes += writes;
+        self.reads += reads;
+        self.repaired += repaired;
+        self.lines += lines;
+        self.errors.extend(errors);
+        self.held.extend(held);
+        self.waiting = waiting.or(self.waiting.take());
+    }
+
+    /// Takes a repetition of the driver's work: what was done adds up, what is wrong is what is still wrong.
+    pub fn superseded_by(&mut self, later: Self) {
+        self.errors.clear();
+        self.held.clear();
+        self.waiting = None;
+        self.add(later);
+    }
+
+    /// Returns whether the driver did something or has something to say.
+    pub fn has_something(&self) -> bool {
+        let Self { driver: _, writes, reads, errors, waiting, held, repaired, lines } = self;
+        *writes + *reads + *repaired + *lines > 0 || !errors.is_empty() || waiting.is_some() || !held.is_empty()
+    }
+}

@@ -1,5 +1,6 @@
-//! The tables against real kernels and tools: each test in a network namespace of its own, for both
-//! variants, both families, and with restore programs held open and started one by one.
+//! The tables, and their order with the sets, against real kernels and tools: each test in a network
+//! namespace of its own, for both variants, both families, and with restore programs held open and started
+//! one by one.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says in which case it was")]
 
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 use dataplane::{ApplyLoop, ChainInsertMode, Options, Report, Variant};
 use model::{PolicyKey, PolicyKind};
 use program::{
-    Action, BaseChain, Chain, ChainName, Changes, Direction, Family, Hooks, IcmpType, InterfaceMatch, Match, Origin,
-    Protocol, Rule, Table, TableChanges, TableId,
+    Action, BaseChain, Chain, ChainName, Changes, Direction, Family, Hooks, IcmpType, InterfaceMatch, Match, Member,
+    Origin, Protocol, Rule, SetChange, SetKind, SetName, SetSpec, Table, TableChanges, TableId,
 };
 use testkit::netns::in_new_netns;
 
@@ -42,7 +43,8 @@ macro_rules! needs_tables {
             "iptables-legacy-restore",
             "iptables-nft-restore",
             "ip6tables-legacy-restore",
-            "ip6tables-nft-restore"
+            "ip6tables-nft-restore",
+            "ipset"
         );
     };
 }
@@ -321,6 +323,102 @@ fn legacy_tables_that_nobody_made_are_not_made_by_looking() {
     });
 }
 
+// Sets and tables (I4).
+
+#[test]
+fn sets_come_before_the_rules_that_name_them_and_go_after() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        assert_sound(&agent.apply(program(way, 2)));
+        let mut changes = changed_policies(way, [(0, vec![in_set(&way.named("one")), drop_all()])]);
+        changes.sets.insert((way.family, set_name(&way.named("one"))), way.set(&way.named("one"), 8, 3));
+        assert_sound(&agent.apply(changes));
+        assert!(way.save("filter").contains(&format!("--match-set {} src", way.named("one"))));
+        assert_eq!(way.sets(), [way.named("one")]);
+
+        // One set takes the place of the other in one batch; members of the new one are judged at once.
+        let mut changes = changed_policies(way, [(0, vec![in_set(&way.named("two")), drop_all()])]);
+        changes.sets.insert((way.family, set_name(&way.named("one"))), SetChange::Remove);
+        changes.sets.insert((way.family, set_name(&way.named("two"))), way.set(&way.named("two"), 8, 3));
+        let report = agent.apply(changes);
+        assert_sound(&report);
+        // The nft variant lets go of a set a moment after the rule went.
+        agent.settle(report);
+        assert!(way.save("filter").contains(&format!("--match-set {} src", way.named("two"))));
+        assert_eq!(way.sets(), [way.named("two")]);
+
+        // A new agent recognises all of it, and one that wants nothing removes all of it.
+        let mut changes = program(way, 2);
+        let policy = changed_policies(way, [(0, vec![in_set(&way.named("two")), drop_all()])]);
+        changes.tables.get_mut(&way.filter()).unwrap().chains.extend(policy.tables[&way.filter()].chains.clone());
+        changes.sets.insert((way.family, set_name(&way.named("two"))), way.set(&way.named("two"), 8, 3));
+        let report = Agent::new(way).apply(changes);
+        assert_sound(&report);
+        assert_eq!(report.writes(), 0, "{report:?}");
+        let mut nothing = Agent::new(way);
+        let report = nothing.apply(Changes::default());
+        nothing.settle(report);
+        assert!(way.sets().is_empty() && !way.save("filter").contains("cali"));
+    });
+}
+
+#[test]
+fn a_set_that_cannot_be_written_closes_only_what_names_it() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        assert_sound(&agent.apply(program(way, 2)));
+        let mut changes = changed_policies(
+            way,
+            [
+                (0, vec![in_set(&way.named("full")), drop_all()]),
+                (1, vec![accept()]),
+                (9, vec![in_set(&way.named("full")), drop_all()]),
+            ],
+        );
+        let all = ["cali-pi-0", "cali-pi-1", "cali-pi-9"].map(jump).to_vec();
+        put(changes.tables.get_mut(&way.filter()).unwrap(), "cali-all", all);
+        changes.sets.insert((way.family, set_name(&way.named("full"))), way.set(&way.named("full"), 2, 100));
+        let report = agent.apply(changes);
+        assert!(report.failed(), "{report:?}");
+        let after = way.save("filter");
+        assert_eq!(lines_with(&after, "-A cali-pi-0 ").len(), 3, "last contents: {after}");
+        let new = lines_with(&after, "-A cali-pi-9 ");
+        assert!(new.len() == 1 && new[0].ends_with("-j DROP"), "closed: {after}");
+        assert_eq!(lines_with(&after, "-A cali-pi-1 ").len(), 1, "others proceed: {after}");
+
+        // The set is made smaller; nothing about the policies changes.
+        let mut changes = Changes::default();
+        changes.sets.insert((way.family, set_name(&way.named("full"))), way.set(&way.named("full"), 200, 100));
+        let report = agent.apply(changes);
+        let report = agent.settle(report);
+        assert!(!report.failed(), "{report:?}");
+        let after = way.save("filter");
+        for chain in ["-A cali-pi-0 ", "-A cali-pi-9 "] {
+            assert!(
+                lines_with(&after, chain)[0].contains(&format!("--match-set {} src", way.named("full"))),
+                "{after}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_set_removed_behind_our_back_is_made_again_for_the_rule_that_needs_it() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        let mut changes = program(way, 1);
+        changes.sets.insert((way.family, set_name(&way.named("one"))), way.set(&way.named("one"), 8, 3));
+        assert_sound(&agent.apply(changes));
+        assert!(Command::new("ipset").args(["destroy", &way.named("one")]).status().unwrap().success());
+        let report = agent.apply(changed_policies(way, [(0, vec![in_set(&way.named("one")), drop_all()])]));
+        assert_sound(&report);
+        assert!(way.save("filter").contains(&format!("--match-set {} src", way.named("one"))));
+    });
+}
+
 // Helpers.
 
 /// An apply loop with a runtime of its own.
@@ -341,6 +439,17 @@ impl Agent {
 
     fn apply(&mut self, changes: Changes) -> Report {
         self.runtime.block_on(self.apply.apply(changes))
+    }
+
+    /// Applies nothing new for as long as something is to be done within the next second.
+    fn settle(&mut self, mut report: Report) -> Report {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Some((due, _)) = report.again.filter(|(due, _)| *due < Instant::now() + Duration::from_secs(1)) {
+            assert!(Instant::now() < deadline, "{report:?}");
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            report = self.apply(Changes::default());
+        }
+        report
     }
 }
 
@@ -372,6 +481,28 @@ impl Way {
             if line.starts_with(':') { line.rsplit_once(' ').map_or(line, |(head, _)| head) } else { line }
         });
         plain.map(|line| format!("{line}\n")).collect()
+    }
+
+    /// A wanted set of `count` members that can hold `room`.
+    fn set(self, name: &str, room: u32, count: u8) -> SetChange {
+        let spec = SetSpec { name: set_name(name), family: self.family, kind: SetKind::Address, max_members: room };
+        let address = |last: u8| -> std::net::IpAddr {
+            match self.family {
+                Family::V4 => [10, 0, 0, last].into(),
+                Family::V6 => [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)].into(),
+            }
+        };
+        SetChange::Replace { spec, members: (1..=count).map(|last| Member::Address(address(last))).collect() }
+    }
+
+    /// The name of a set of ours; the family is part of it.
+    fn named(self, id: &str) -> String {
+        format!("cali{}0s:{id}", self.family.digit())
+    }
+
+    fn sets(self) -> Vec<String> {
+        let output = Command::new("ipset").args(["list", "-name"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
     }
 
     /// Writes as somebody else would.
@@ -454,6 +585,15 @@ fn policy_rules(number: u32, refused: Option<Family>) -> Vec<Rule> {
         }
     }
     rules
+}
+
+fn in_set(name: &str) -> Rule {
+    let set = Match::Set { side: program::Side::Source, negated: false, set: set_name(name), with_port: false };
+    Rule::new(vec![set], Action::SetMark(0x10000))
+}
+
+fn set_name(text: &str) -> SetName {
+    SetName::new(text).unwrap()
 }
 
 fn tcp() -> Match {

@@ -97,7 +97,7 @@ impl FamilyTables {
 
     /// Returns whether a table has just failed, so that its next attempt is at hand.
     pub fn fails_since_recently(&self, attempts: u32) -> bool {
-        self.drivers.iter().any(|driver| !driver.is_settled() && driver.failures() <= attempts)
+        self.drivers.iter().any(|driver| (1..=attempts).contains(&driver.failures()))
     }
 
     /// When the tables want to be run again, and why.
