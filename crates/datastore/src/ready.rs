@@ -54,15 +54,16 @@ const REMINDER: Duration = Duration::from_secs(60);
 
 /// Waits without end until the datastore is ready and its configuration is read.
 pub(crate) async fn wait_ready(
-    mut connection: Connection,
-    mut decoder: Decoder,
+    connection: Connection,
+    decoder: Decoder,
     hostname: &str,
     mut on_wait: impl FnMut(&Waiting),
 ) -> RawConfig {
     let begin = now();
+    let mut reader = Reader { connection, decoder, known: BTreeMap::new() };
     let mut said: Option<(String, Instant)> = None;
     loop {
-        let waiting = match attempt(&mut connection, &mut decoder, hostname).await {
+        let waiting = match reader.attempt(hostname).await {
             Ok(config) => {
                 if said.is_some() {
                     info!(waited_seconds = begin.elapsed().as_secs(), "datastore is ready");
@@ -82,47 +83,60 @@ pub(crate) async fn wait_ready(
     }
 }
 
-async fn attempt(connection: &mut Connection, decoder: &mut Decoder, hostname: &str) -> Result<RawConfig, Waiting> {
-    let mut cluster_information = None;
-    let mut ready = None;
-    for update in read(connection, decoder, "clusterinformations/default").await? {
-        if let Update::Ready(flag) = update {
-            ready = flag;
-        } else if let Update::Config(ConfigSource::ClusterInformation, values) = update {
-            cluster_information = values;
+struct Reader {
+    connection: Connection,
+    decoder: Decoder,
+    /// What was read last, with its revision, so that a damaged value is complained about once and not every second.
+    known: BTreeMap<String, (i64, Vec<Update>)>,
+}
+
+impl Reader {
+    async fn attempt(&mut self, hostname: &str) -> Result<RawConfig, Waiting> {
+        let mut cluster_information = None;
+        let mut ready = None;
+        for update in self.read("clusterinformations/default").await? {
+            if let Update::Ready(flag) = update {
+                ready = flag;
+            } else if let Update::Config(ConfigSource::ClusterInformation, values) = update {
+                cluster_information = values;
+            }
         }
+        let cluster_information = cluster_information.ok_or(Waiting::NoClusterInformation)?;
+        if ready != Some(true) {
+            return Err(Waiting::NotReady);
+        }
+        Ok(RawConfig {
+            cluster_information: (*cluster_information).clone(),
+            default: self.felix_configuration("default").await?,
+            node: self.felix_configuration(&format!("node.{hostname}")).await?,
+        })
     }
-    let cluster_information = cluster_information.ok_or(Waiting::NoClusterInformation)?;
-    if ready != Some(true) {
-        return Err(Waiting::NotReady);
+
+    async fn felix_configuration(&mut self, name: &str) -> Result<BTreeMap<String, String>, Waiting> {
+        let updates = self.read(&format!("felixconfigurations/{name}")).await?;
+        let values = updates.into_iter().find_map(|update| {
+            if let Update::Config(ConfigSource::FelixConfiguration(_), values) = update { values } else { None }
+        });
+        Ok(values.map(|values| (*values).clone()).unwrap_or_default())
     }
-    Ok(RawConfig {
-        cluster_information: (*cluster_information).clone(),
-        default: felix_configuration(connection, decoder, "default").await?,
-        node: felix_configuration(connection, decoder, &format!("node.{hostname}")).await?,
-    })
-}
 
-async fn felix_configuration(
-    connection: &mut Connection,
-    decoder: &mut Decoder,
-    name: &str,
-) -> Result<BTreeMap<String, String>, Waiting> {
-    let updates = read(connection, decoder, &format!("felixconfigurations/{name}")).await?;
-    let values = updates.into_iter().find_map(|update| {
-        if let Update::Config(ConfigSource::FelixConfiguration(_), values) = update { values } else { None }
-    });
-    Ok(values.map(|values| (*values).clone()).unwrap_or_default())
-}
-
-/// Reads one resource and converts it.
-async fn read(connection: &mut Connection, decoder: &mut Decoder, name: &str) -> Result<Vec<Update>, Waiting> {
-    let key = format!("{RESOURCES}{name}");
-    let limit = connection.limits().call;
-    let response = connection.get(key.as_bytes(), None, limit).await.map_err(Waiting::Unreachable)?;
-    let mut updates = Vec::new();
-    decoder.decode(key.as_bytes(), response.kvs().first().map(|kv| kv.value()), &mut updates);
-    Ok(updates)
+    /// Reads one resource and converts it.
+    async fn read(&mut self, name: &str) -> Result<Vec<Update>, Waiting> {
+        let key = format!("{RESOURCES}{name}");
+        let limit = self.connection.limits().call;
+        let response = self.connection.get(key.as_bytes(), None, limit).await.map_err(Waiting::Unreachable)?;
+        let kv = response.kvs().first();
+        let revision = kv.map_or(0, |kv| kv.mod_revision());
+        if let Some((known, updates)) = self.known.get(name)
+            && *known == revision
+        {
+            return Ok(updates.clone());
+        }
+        let mut updates = Vec::new();
+        self.decoder.decode(key.as_bytes(), kv.map(|kv| kv.value()), &mut updates);
+        self.known.insert(name.to_owned(), (revision, updates.clone()));
+        Ok(updates)
+    }
 }
 
 fn now() -> Instant {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use datastore::{RESOURCES, SyncState};
 use model::Update;
 use serde_json::json;
-use support::{Follower, Mode, Proxy, options, tier, tier_value};
+use support::{Follower, Log, Mode, Proxy, options, tier, tier_value};
 use testkit::etcd::Etcd;
 
 const SMALL_PAGES: i64 = 10;
@@ -218,4 +218,50 @@ async fn it_ends_when_nobody_listens() {
     follower.until("in sync", |seen| seen.is_in_sync()).await;
     let task = follower.stop_listening();
     tokio::time::timeout(Duration::from_secs(5), task).await.expect("it ends").expect("without panic");
+}
+
+#[tokio::test]
+async fn a_damaged_value_is_logged_once_for_each_change() {
+    let (log, _guard) = Log::record();
+    let Some(mut etcd) = Etcd::for_test() else { return };
+    etcd.put(&tier("bad"), "no json").unwrap();
+    let proxy = Proxy::start(&etcd.endpoint()).await;
+    let mut follower = Follower::start(options([proxy.endpoint()]), SMALL_PAGES).await;
+    follower.until("in sync", |seen| seen.is_in_sync()).await;
+    let lines = log.lines_with("invalid resource treated as absent");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(&format!("key={}", tier("bad"))) && lines[0].contains("reason="), "{lines:?}");
+
+    // Neither a resumed watch nor a new list repeats it.
+    etcd.restart().unwrap();
+    etcd.put(&tier("a"), &tier_value(1)).unwrap();
+    follower.until("the watch has resumed", |seen| seen.tiers.contains_key("a")).await;
+    proxy.set(Mode::Cut);
+    etcd.put(&tier("b"), &tier_value(1)).unwrap();
+    etcd.compact(etcd.put(&tier("c"), &tier_value(1)).unwrap()).unwrap();
+    proxy.set(Mode::Open);
+    follower.until("a new list", |seen| seen.tiers.contains_key("b") && seen.is_in_sync()).await;
+    assert_eq!(log.lines_with("invalid resource").len(), 1);
+
+    etcd.put(&tier("bad"), "still no json").unwrap();
+    etcd.put(&tier("d"), &tier_value(1)).unwrap();
+    follower.until("a later change", |seen| seen.tiers.contains_key("d")).await;
+    assert_eq!(log.lines_with("invalid resource").len(), 2);
+}
+
+#[tokio::test]
+async fn an_outage_is_logged_once_with_its_end() {
+    let (log, _guard) = Log::record();
+    let Some(mut etcd) = Etcd::for_test() else { return };
+    let mut follower = Follower::start(options([etcd.endpoint()]), SMALL_PAGES).await;
+    follower.until("in sync", |seen| seen.is_in_sync()).await;
+    etcd.kill();
+    follower.settle(Duration::from_secs(5)).await;
+    let problems = log.lines_with("retrying");
+    assert!((1..=3).contains(&problems.len()), "each kind of problem once: {problems:?}");
+    assert!(problems.iter().all(|line| line.contains(&etcd.endpoint())), "{problems:?}");
+    etcd.restart().unwrap();
+    etcd.put(&tier("a"), &tier_value(1)).unwrap();
+    follower.until("the change", |seen| seen.tiers.contains_key("a")).await;
+    assert_eq!(log.lines_with("etcd works again").len(), 1);
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use datastore::{CallError, ConnectOptions, Credentials, Datastore, RESOURCES, RawConfig, TlsFiles, Waiting};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
-use support::{Follower, options, tier, tier_value};
+use support::{Follower, Log, options, tier, tier_value};
 use testkit::etcd::Etcd;
 
 /// What was being waited for, each time it changed.
@@ -19,6 +19,7 @@ type Reasons = Arc<Mutex<Vec<String>>>;
 
 #[tokio::test]
 async fn nothing_begins_before_the_ready_flag_is_set() {
+    let (log, _guard) = Log::record();
     let Some(mut etcd) = Etcd::for_test() else { return };
     let datastore = Datastore::new(options([etcd.endpoint()])).await.unwrap();
     etcd.kill();
@@ -36,7 +37,13 @@ async fn nothing_begins_before_the_ready_flag_is_set() {
         reasons.lock().unwrap().clear();
         etcd.put(&information, &value).unwrap();
         until(&reasons, reason).await;
+        // Long enough for further attempts.
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
     }
+    assert_eq!(log.lines_with("invalid resource treated as absent").len(), 1, "once, not with every attempt");
+    // Five states; a starting etcd may refuse in more than one way.
+    let lines = log.lines_with("waiting_for=");
+    assert!((5..=8).contains(&lines.len()), "one line for each change: {lines:?}");
     let configuration = |name: &str| format!("{RESOURCES}felixconfigurations/{name}");
     etcd.put(&configuration("default"), &json!({"spec": {"interfacePrefix": "tap"}}).to_string()).unwrap();
     etcd.put(&configuration("node.host-a"), &json!({"spec": {"logSeverityScreen": "Debug"}}).to_string()).unwrap();
