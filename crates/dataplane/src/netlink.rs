@@ -272,6 +272,46 @@ pub(crate) fn force_receive_buffer(socket: &Socket, bytes: usize) {
     }
 }
 
+/// Begins a message in an empty or filled buffer; [`finish_message`] fills in its length.
+pub(crate) fn start_message(buffer: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32) {
+    buffer.clear();
+    buffer.extend([0; 4]);
+    buffer.extend(kind.to_ne_bytes());
+    buffer.extend(flags.to_ne_bytes());
+    buffer.extend(sequence.to_ne_bytes());
+    buffer.extend([0; 4]);
+}
+
+/// Fills in the length of the message that the buffer holds.
+pub(crate) fn finish_message(buffer: &mut [u8]) {
+    let length = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+    if let Some(field) = buffer.first_chunk_mut() {
+        *field = length.to_ne_bytes();
+    }
+}
+
+/// Iterates over attributes, without the flag bits of their kinds; an item is `None` where the bytes
+/// are malformed, and is then the last.
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
+    const KIND_MASK: u16 = 0x3fff;
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let item = (|| {
+            let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+            let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
+            let value = bytes.get(4..length)?;
+            bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+            Some((kind & KIND_MASK, value))
+        })();
+        if item.is_none() {
+            bytes = &[];
+        }
+        Some(item)
+    })
+}
+
 /// Cuts the first message off a datagram; `None` if there is no whole message.
 fn split_message(bytes: &[u8]) -> Option<(Received<'_>, &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;

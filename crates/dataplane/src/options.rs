@@ -24,6 +24,8 @@ pub struct Options {
     pub set_refresh: Option<Duration>,
     /// `RouteRefreshInterval`.
     pub route_refresh: Option<Duration>,
+    /// `InterfaceRefreshInterval`: how often all interfaces are listed.
+    pub link_refresh: Option<Duration>,
     /// `IptablesLockProbeIntervalMillis`.
     pub lock_probe: Duration,
     /// Time limit of one child process.
@@ -72,6 +74,7 @@ impl Default for Options {
             table_refresh: Some(Duration::from_secs(180)),
             set_refresh: Some(Duration::from_secs(90)),
             route_refresh: Some(Duration::from_secs(90)),
+            link_refresh: Some(Duration::from_secs(90)),
             lock_probe: Duration::from_millis(50),
             program_timeout: Duration::from_secs(30),
             hold_restore_open: true,

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use model::Family;
 use program::{Member, SetKind};
 
-use crate::netlink::{HEADER_LENGTH, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use crate::netlink::{HEADER_LENGTH, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, attributes, finish_message, start_message};
 
 /// `NETLINK_NETFILTER`.
 pub(crate) const NETLINK_NETFILTER: isize = 12;
@@ -26,7 +26,6 @@ const LIST_BYTES: usize = 16_000;
 const GENERIC_LENGTH: usize = 4;
 const NESTED: u16 = 0x8000;
 const NETWORK_ORDER: u16 = 0x4000;
-const KIND_MASK: u16 = 0x3fff;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -234,21 +233,13 @@ impl Encoder {
     }
 
     fn start(&mut self, command: Command, flags: u16, sequence: u32) {
-        self.bytes.clear();
-        self.bytes.extend([0; 4]);
-        self.bytes.extend(((SUBSYSTEM << 8) | command as u16).to_ne_bytes());
-        self.bytes.extend(flags.to_ne_bytes());
-        self.bytes.extend(sequence.to_ne_bytes());
-        self.bytes.extend([0; 4]);
+        start_message(&mut self.bytes, (SUBSYSTEM << 8) | command as u16, flags, sequence);
         self.bytes.extend([family_number(Family::V4), 0, 0, 0]);
         self.byte(attribute::PROTOCOL, PROTOCOL);
     }
 
     fn finish(&mut self) -> &[u8] {
-        let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
-        if let Some(field) = self.bytes.first_chunk_mut() {
-            *field = length.to_ne_bytes();
-        }
+        finish_message(&mut self.bytes);
         &self.bytes
     }
 
@@ -439,26 +430,6 @@ fn word(value: &[u8]) -> Option<u32> {
 fn text(value: &[u8]) -> Option<String> {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     String::from_utf8(value.get(..end)?.to_vec()).ok()
-}
-
-/// Iterates over attributes; an item is `None` where the bytes are malformed, and is then the last.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
-    std::iter::from_fn(move || {
-        if bytes.is_empty() {
-            return None;
-        }
-        let item = (|| {
-            let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
-            let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
-            let value = bytes.get(4..length)?;
-            bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-            Some((kind & KIND_MASK, value))
-        })();
-        if item.is_none() {
-            bytes = &[];
-        }
-        Some(item)
-    })
 }
 
 #[cfg(test)]
