@@ -3,6 +3,7 @@
 pub mod family;
 pub mod features;
 pub mod hash;
+mod hold;
 pub mod parse;
 pub mod plan;
 pub mod refusal;

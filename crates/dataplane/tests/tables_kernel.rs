@@ -323,6 +323,35 @@ fn legacy_tables_that_nobody_made_are_not_made_by_looking() {
     });
 }
 
+// Order of tables (netfilter.md 19.2).
+
+#[test]
+fn raw_lets_more_through_only_after_filter_is_in_force() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        assert_sound(&agent.apply(program(way, 1)));
+        let raw = TableId { family: way.family, table: Table::Raw };
+        let batch = |hook: Rule| {
+            let mut changes = Changes::default();
+            let accept = Rule::new(Vec::new(), Action::Accept);
+            put(changes.tables.entry(raw).or_default(), "cali-PREROUTING", vec![accept]);
+            let hooks = Hooks { inserts: vec![hook], appends: Vec::new() };
+            changes.tables.entry(way.filter()).or_default().hooks.insert(BaseChain::Input, hooks);
+            changes
+        };
+        // A hook cannot be closed or left out: the filter table fails as a whole.
+        let [_, refused, _] = policy_rules(0, Some(way.family)).try_into().unwrap();
+        let report = agent.apply(batch(refused));
+        assert!(report.failed(), "{report:?}");
+        assert!(!way.save("raw").contains("-j ACCEPT"), "{report:?}");
+        let waiting = report.drivers.iter().find(|driver| driver.driver.starts_with("raw/"));
+        assert!(waiting.is_some_and(|raw| raw.waiting.is_some()), "{report:?}");
+        assert_sound(&agent.apply_soon(batch(drop_all())));
+        assert!(way.save("raw").contains("-j ACCEPT"));
+    });
+}
+
 // Sets and tables (I4).
 
 #[test]
@@ -439,6 +468,12 @@ impl Agent {
 
     fn apply(&mut self, changes: Changes) -> Report {
         self.runtime.block_on(self.apply.apply(changes))
+    }
+
+    /// Applies when the back-off of what failed is over.
+    fn apply_soon(&mut self, changes: Changes) -> Report {
+        let report = self.apply(changes);
+        self.settle(report)
     }
 
     /// Applies nothing new for as long as something is to be done within the next second.
