@@ -24,6 +24,8 @@ pub enum Kind {
     Millis,
     OneOf(&'static [&'static str]),
     Text,
+    /// Text that can stand in quotes in the input of a program: no quote, no backslash, no control character.
+    PlainText,
     /// A path, not checked.
     Path,
     /// A path whose file must exist; the agent checks that.
@@ -91,6 +93,10 @@ impl Kind {
                 .map(|word| Value::Text((*word).to_owned()))
                 .ok_or_else(|| format!("not one of {}", words.join(", "))),
             Self::Text | Self::Path | Self::ExistingFile | Self::Executable => Ok(Value::Text(text.to_owned())),
+            Self::PlainText => {
+                let plain = !text.chars().any(|c| c.is_control() || c == '"' || c == '\\');
+                check(plain, "text with a double quote, a backslash or a control character").map(|()| own(text))
+            }
             Self::Hostname => {
                 check(of(text, "_.-"), "only letters, digits, `_`, `.` and `-` make a name").map(|()| own(text))
             }
@@ -143,6 +149,7 @@ impl Kind {
             Self::Millis => "milliseconds, fractions allowed".to_owned(),
             Self::OneOf(words) => format!("one of {}", words.join(", ")),
             Self::Text => "any text".to_owned(),
+            Self::PlainText => "text without double quotes, backslashes and control characters".to_owned(),
             Self::Path => "a path".to_owned(),
             Self::ExistingFile => "the path of an existing file".to_owned(),
             Self::Executable => "the path of an executable".to_owned(),
@@ -246,6 +253,9 @@ mod tests {
         (Kind::Millis, "50", Ok("0.05")),
         (Kind::OneOf(&["insert", "append"]), "Insert", Ok("insert")),
         (Kind::OneOf(&["insert", "append"]), "prepend", Err("not one of insert, append")),
+        (Kind::PlainText, "%t's log;", Ok("%t's log;")),
+        (Kind::PlainText, "a\" -j ACCEPT", Err("double quote")),
+        (Kind::PlainText, "a\n-A INPUT", Err("control character")),
         (Kind::Hostname, "Compute-1.example_x", Ok("Compute-1.example_x")),
         (Kind::Hostname, "a b", Err("only letters")),
         (Kind::HostAddress, "::1", Ok("::1")),

@@ -121,6 +121,7 @@ pub const GROUPS: &[Group] = &[
     Group { title: "Routes", params: ROUTES },
     Group { title: "OpenStack", params: OPENSTACK },
     Group { title: "Facts about the cluster", params: FACTS_ABOUT_THE_CLUSTER },
+    Group { title: "Fault injection for tests", params: FAULTS },
     Group { title: "Not effective yet", params: inert::LATER },
     Group { title: "Without effect", params: inert::NO_EFFECT },
     Group { title: "Not supported", params: inert::UNSUPPORTED },
@@ -137,22 +138,101 @@ pub fn find(name: &str) -> Option<&'static Param> {
 }
 
 const DATASTORE: &[Param] = &[
-    Param::new("FelixHostname", Kind::Hostname, "", "Name of this host in the data model, taken as it is; must equal the host part of endpoint keys. By default the name of the host in lower case.").required().local().sets(|s, v| s.hostname = v.text().to_owned()),
-    Param::new("DatastoreType", Kind::OneOf(&["kubernetes", "etcdv3"]), "etcdv3", "Which datastore to use; endpoints from any source mean etcdv3, and kubernetes is refused.").required().strict().local().connection(),
-    Param::new("EtcdEndpoints", Kind::Endpoints, "", "URLs of the etcd servers, all of one scheme. They beat EtcdAddr and EtcdScheme.").local().connection(),
-    Param::new("EtcdAddr", Kind::Authority, "127.0.0.1:2379", "One etcd server, combined with EtcdScheme.").local().connection(),
+    Param::new(
+        "FelixHostname",
+        Kind::Hostname,
+        "",
+        "Name of this host in the data model, taken as it is; must equal the host part of endpoint keys. By \
+         default the name of the host in lower case.",
+    )
+    .required()
+    .local()
+    .sets(|s, v| s.hostname = v.text().to_owned()),
+    Param::new(
+        "DatastoreType",
+        Kind::OneOf(&["kubernetes", "etcdv3"]),
+        "etcdv3",
+        "Which datastore to use; endpoints from any source mean etcdv3, and kubernetes is refused.",
+    )
+    .required()
+    .strict()
+    .local()
+    .connection(),
+    Param::new(
+        "EtcdEndpoints",
+        Kind::Endpoints,
+        "",
+        "URLs of the etcd servers, all of one scheme. They beat EtcdAddr and EtcdScheme.",
+    )
+    .local()
+    .connection(),
+    Param::new("EtcdAddr", Kind::Authority, "127.0.0.1:2379", "One etcd server, combined with EtcdScheme.")
+        .local()
+        .connection(),
     Param::new("EtcdScheme", Kind::OneOf(&["http", "https"]), "http", "URL scheme for EtcdAddr.").local().connection(),
-    Param::new("EtcdKeyFile", Kind::ExistingFile, "", "Private key for TLS to etcd; belongs together with EtcdCertFile.").local().connection(),
-    Param::new("EtcdCertFile", Kind::ExistingFile, "", "Certificate for TLS to etcd; belongs together with EtcdKeyFile.").local().connection(),
-    Param::new("EtcdCaFile", Kind::ExistingFile, "", "Authorities that etcd servers are checked against; by default those of the system.").local().connection(),
+    Param::new(
+        "EtcdKeyFile",
+        Kind::ExistingFile,
+        "",
+        "Private key for TLS to etcd; belongs together with EtcdCertFile.",
+    )
+    .local()
+    .connection(),
+    Param::new(
+        "EtcdCertFile",
+        Kind::ExistingFile,
+        "",
+        "Certificate for TLS to etcd; belongs together with EtcdKeyFile.",
+    )
+    .local()
+    .connection(),
+    Param::new(
+        "EtcdCaFile",
+        Kind::ExistingFile,
+        "",
+        "Authorities that etcd servers are checked against; by default those of the system.",
+    )
+    .local()
+    .connection(),
 ];
 
 const LOGGING: &[Param] = &[
-    Param::new("LogSeverityScreen", Kind::OneOf(&["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"]), "INFO", "Least severity that is written to standard output; none turns it off.").sets(|s, v| s.log_severity = Severity::from_word(v.text())),
-    Param::new("LogFormatScreen", Kind::OneOf(&["text", "json"]), "text", "Format of standard output: lines of text, or one JSON object per line.").sets(|s, v| s.log_format = LogFormat::from_word(v.text())),
-    Param::new("LogPrefix", Kind::Text, "calico-packet", "Text that starts the kernel log line of a rule with action Log; %t, %k, %n and %p stand for tier, kind, name and namespace/name of the policy.").sets(|s, v| v.text().clone_into(&mut s.log_prefix)),
-    Param::new("LogActionRateLimit", Kind::LogRate, "", "How often a rule with action Log may log, e.g. 10/minute; by default without limit.").sets(|s, v| s.log_rate = v.rate()),
-    Param::new("LogActionRateLimitBurst", Kind::Int { least: 0, most: i64::MAX }, "5", "How many packets such a rule may log before the limit counts.").sets(|s, v| s.log_burst = v.number()),
+    Param::new(
+        "LogSeverityScreen",
+        Kind::OneOf(&["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL"]),
+        "INFO",
+        "Least severity that is written to standard output; none turns it off.",
+    )
+    .sets(|s, v| s.log_severity = Severity::from_word(v.text())),
+    Param::new(
+        "LogFormatScreen",
+        Kind::OneOf(&["text", "json"]),
+        "text",
+        "Format of standard output: lines of text, or one JSON object per line.",
+    )
+    .sets(|s, v| s.log_format = LogFormat::from_word(v.text())),
+    Param::new(
+        "LogPrefix",
+        Kind::PlainText,
+        "calico-packet",
+        "Text that starts the kernel log line of a rule with action Log; %t, %k, %n and %p stand for tier, \
+         kind, name and namespace/name of the policy.",
+    )
+    .sets(|s, v| v.text().clone_into(&mut s.log_prefix)),
+    Param::new(
+        "LogActionRateLimit",
+        Kind::LogRate,
+        "",
+        "How often a rule with action Log may log, e.g. 10/minute; by default without limit.",
+    )
+    .sets(|s, v| s.log_rate = v.rate()),
+    Param::new(
+        "LogActionRateLimitBurst",
+        Kind::Int { least: 0, most: i64::MAX },
+        "5",
+        "How many packets such a rule may log before the limit counts.",
+    )
+    .sets(|s, v| s.log_burst = v.number()),
 ];
 
 const HOSTS_AND_INTERFACES: &[Param] = &[
@@ -172,6 +252,21 @@ const HOSTS_AND_INTERFACES: &[Param] = &[
         "Programs IPv6 as well as IPv4. Off by itself where the kernel has no IPv6.",
     )
     .sets(|s, v| s.ipv6 = v.flag()),
+    Param::new(
+        "IPForwarding",
+        Kind::OneOf(&["Enabled", "Disabled"]),
+        "Enabled",
+        "Switches the forwarding of packets on, for the host and for each workload interface; Disabled \
+         leaves it as it is.",
+    )
+    .sets(|s, v| s.ip_forwarding = v.text() == "Enabled"),
+    Param::new(
+        "InterfaceRefreshInterval",
+        Kind::Seconds,
+        "90",
+        "Time between lists of all interfaces of the host; 0 turns them off.",
+    )
+    .sets(|s, v| s.link_refresh = v.duration()),
     Param::new("NetlinkTimeoutSecs", Kind::Seconds, "10", "Longest time to wait for an answer of the kernel.")
         .sets(|s, v| s.netlink_timeout = v.duration()),
 ];
@@ -207,12 +302,20 @@ const POLICY: &[Param] = &[
         "Does not drop IP-in-IP packets that workloads send.",
     )
     .sets(|s, v| s.allow_ipip_from_workloads = v.flag()),
+    Param::new(
+        "WorkloadSourceSpoofing",
+        Kind::OneOf(&["Disabled", "Any"]),
+        "Disabled",
+        "With Any, an endpoint may list source addresses beyond its own.",
+    )
+    .sets(|s, v| s.allow_source_spoofing = v.text() == "Any"),
     Param::new("VXLANPort", INT, "4789", "UDP port of VXLAN.").sets(|s, v| s.vxlan_port = v.number()),
     Param::new(
         "FailsafeInboundHostPorts",
         Kind::Ports,
         "tcp:22,udp:68,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667",
-        "Ports that stay open towards the host, whatever the policy of its interfaces; none for an empty list.",
+        "Ports that stay open towards the host, whatever the policy of its interfaces; none for an empty \
+         list.",
     )
     .strict()
     .sets(|s, v| s.failsafe_inbound = v.ports().to_vec()),
@@ -340,7 +443,8 @@ const OPENSTACK: &[Param] = &[
         "MetadataAddr",
         Kind::Hostname,
         "127.0.0.1",
-        "Address of the Nova metadata service that workloads may reach; no effect unless it is an IP address.",
+        "Address of the Nova metadata service that workloads may reach; no effect unless it is an IP \
+         address.",
     )
     .strict()
     .sets(|s, v| v.text().clone_into(&mut s.metadata_addr)),
@@ -363,10 +467,15 @@ const FACTS_ABOUT_THE_CLUSTER: &[Param] = &[
         "Variant",
         Kind::Text,
         "Calico",
-        "Variant of the product, from ClusterInformation; with anything but Calico the agent programs nothing.",
+        "Variant of the product, from ClusterInformation; with anything but Calico the agent programs \
+         nothing.",
     )
     .sets(|s, v| v.text().clone_into(&mut s.variant)),
 ];
+const FAULTS: &[Param] =
+    &[Param::new("DebugPanicAfter", Kind::Seconds, "0", "Fails with an internal error after this time; 0 for never.")
+        .sets(|s, v| s.panic_after = v.duration())];
+
 #[cfg(test)]
 mod tests {
     use super::*;

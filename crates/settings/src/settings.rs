@@ -20,11 +20,15 @@ pub struct Settings {
     pub log_burst: u32,
     pub interface_prefixes: Vec<String>,
     pub ipv6: bool,
+    pub link_refresh: Option<Duration>,
+    pub ip_forwarding: bool,
     pub netlink_timeout: Option<Duration>,
     pub endpoint_to_host: EndpointToHost,
     pub check_invalid: bool,
     pub allow_vxlan_from_workloads: bool,
     pub allow_ipip_from_workloads: bool,
+    /// Endpoints may list source addresses beyond their own.
+    pub allow_source_spoofing: bool,
     pub vxlan_port: u16,
     pub failsafe_inbound: Vec<ProtocolPort>,
     pub failsafe_outbound: Vec<ProtocolPort>,
@@ -50,6 +54,7 @@ pub struct Settings {
     pub cluster_type: String,
     pub calico_version: String,
     pub variant: String,
+    pub panic_after: Option<Duration>,
 }
 
 impl Settings {

@@ -96,7 +96,7 @@ fn fits(kind: &Kind, word: &str) -> bool {
         Kind::Seconds => &["seconds"],
         Kind::Millis => &["millis"],
         Kind::OneOf(_) => &["oneof"],
-        Kind::Text => &["string"],
+        Kind::Text | Kind::PlainText => &["string"],
         Kind::Path | Kind::ExistingFile | Kind::Executable => &["file"],
         Kind::Hostname => &["hostname"],
         Kind::HostAddress => &["host-address"],
