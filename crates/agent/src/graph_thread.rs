@@ -1,0 +1,246 @@
+//! The graph thread: owns the calculation graph and the compiler.
+//!
+//! Fed by the main thread with updates, when it asks for them, and by the apply thread with "ready
+//! for more"; feeds the apply thread. While an apply runs it keeps taking in updates, and the next
+//! batch is larger.
+//!
+//! Invariants: nothing is handed over before the facts are complete (I3), nor before the apply
+//! thread has asked (I7). The first batch is handed over even if it asks for little: only it lets
+//! the drivers sweep what an earlier agent left.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Receiver;
+
+use compiler::{Compiler, Complaint};
+use graph::Graph;
+use model::Update;
+use program::Changes;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use crate::parts::Message;
+
+/// What the graph thread is told.
+#[derive(Debug)]
+pub(crate) enum ToGraph {
+    /// The answer to [`Message::WantsUpdates`].
+    Updates {
+        updates: Vec<Update>,
+        /// These and what was sent before are all the facts there are; stays true.
+        complete: bool,
+    },
+    /// The apply thread takes a batch.
+    ReadyForBatch,
+    Stop,
+}
+
+/// How many objects' complaints are remembered.
+const MOST_COMPLAINTS: usize = 4096;
+
+/// What the graph thread owns.
+#[derive(Debug)]
+pub(crate) struct GraphThread {
+    graph: Graph,
+    compiler: Compiler,
+    complaints: Complaints,
+    complete: bool,
+    ready_for_batch: bool,
+    first: bool,
+    wants_updates: bool,
+}
+
+impl GraphThread {
+    pub(crate) fn new(graph: Graph, compiler: Compiler) -> Self {
+        Self {
+            graph,
+            compiler,
+            complaints: Complaints::default(),
+            complete: false,
+            ready_for_batch: false,
+            first: true,
+            wants_updates: true,
+        }
+    }
+
+    /// Runs until it is told to stop or the other threads have gone.
+    pub(crate) fn run(
+        mut self,
+        inbox: &Receiver<ToGraph>,
+        batches: &mpsc::Sender<Changes>,
+        messages: &mpsc::Sender<Message>,
+    ) -> anyhow::Result<()> {
+        loop {
+            if std::mem::take(&mut self.wants_updates) && messages.blocking_send(Message::WantsUpdates).is_err() {
+                return Ok(());
+            }
+            let Ok(first) = inbox.recv() else { return Ok(()) };
+            // What is already there goes into the same batch.
+            for message in std::iter::once(first).chain(inbox.try_iter()) {
+                if !self.take(message) {
+                    return Ok(());
+                }
+            }
+            if let Some(changes) = self.next_batch() {
+                self.ready_for_batch = false;
+                if batches.blocking_send(changes).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes one message in; false means stop.
+    fn take(&mut self, message: ToGraph) -> bool {
+        match message {
+            ToGraph::Updates { updates, complete } => {
+                debug!(updates = updates.len(), complete, "taking in updates");
+                for update in updates {
+                    self.graph.apply(update);
+                }
+                self.complete |= complete;
+                self.wants_updates = true;
+            }
+            ToGraph::ReadyForBatch => self.ready_for_batch = true,
+            ToGraph::Stop => return false,
+        }
+        true
+    }
+
+    /// The next batch, if there is one and it may be handed over.
+    fn next_batch(&mut self) -> Option<Changes> {
+        if !self.complete || !self.ready_for_batch {
+            return None;
+        }
+        let batch = self.graph.take_batch();
+        if batch.is_empty() && !self.first {
+            return None;
+        }
+        let (changes, complaints) = self.compiler.compile(&batch);
+        for complaint in complaints {
+            self.complaints.log(complaint);
+        }
+        if changes.is_empty() && !self.first {
+            debug!(seq = changes.seq, "batch changes nothing in the kernel");
+            return None;
+        }
+        self.first = false;
+        Some(changes)
+    }
+}
+
+/// What was last said about each object, so that it is said once.
+#[derive(Debug, Default)]
+struct Complaints {
+    said: BTreeMap<String, String>,
+}
+
+impl Complaints {
+    fn log(&mut self, complaint: Complaint) {
+        let Complaint { object, reason } = complaint;
+        if self.is_news(&object, &reason) {
+            warn!(key = object, reason, "object cannot be programmed as it is");
+        }
+    }
+
+    fn is_news(&mut self, object: &str, reason: &str) -> bool {
+        if self.said.get(object).is_some_and(|said| said == reason) {
+            return false;
+        }
+        if self.said.len() >= MOST_COMPLAINTS {
+            self.said.clear();
+        }
+        self.said.insert(object.to_owned(), reason.to_owned());
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_handed_over_before_the_facts_are_complete_and_the_apply_thread_asks() {
+        // Steps, and how many batches there are after each.
+        let steps = [
+            (updates(&["tap1"], false), 0),
+            (ToGraph::ReadyForBatch, 0),
+            (updates(&["tap2"], true), 1),
+            // The apply thread is busy.
+            (updates(&["tap3"], false), 1),
+            (updates(&["tap4"], false), 1),
+            (ToGraph::ReadyForBatch, 2),
+            // Nothing has changed.
+            (ToGraph::ReadyForBatch, 2),
+            (updates(&["tap4"], false), 2),
+            (updates(&["tap5"], false), 3),
+        ];
+        let mut thread = thread();
+        let mut batches = Vec::new();
+        for (number, (message, expected)) in steps.into_iter().enumerate() {
+            assert!(thread.take(message));
+            if let Some(changes) = thread.next_batch() {
+                thread.ready_for_batch = false;
+                batches.push(changes);
+            }
+            assert_eq!(batches.len(), expected, "step {number}");
+        }
+        let links = |batch: usize| batches[batch].links.keys().map(|name| name.to_string()).collect::<Vec<_>>();
+        assert_eq!((links(0), links(1)), (vec!["tap1".into(), "tap2".into()], vec!["tap3".into(), "tap4".into()]));
+    }
+
+    #[test]
+    fn the_first_batch_is_handed_over_even_without_any_fact() {
+        let mut thread = thread();
+        thread.take(ToGraph::ReadyForBatch);
+        thread.take(updates(&[], true));
+        let changes = thread.next_batch().expect("a first batch");
+        assert!(!changes.tables.is_empty(), "static chains are always wanted");
+    }
+
+    #[test]
+    fn the_thread_asks_for_updates_once_each_time_it_has_none() {
+        let (to_graph, inbox) = std::sync::mpsc::channel();
+        let (messages, mut heard) = mpsc::channel(1);
+        let (batches, mut handed_over) = mpsc::channel(1);
+        let joined = std::thread::spawn(move || thread().run(&inbox, &batches, &messages));
+        for name in ["tap1", "tap2"] {
+            assert!(matches!(heard.blocking_recv(), Some(Message::WantsUpdates)));
+            to_graph.send(updates(&[name], true)).unwrap();
+        }
+        assert!(matches!(heard.blocking_recv(), Some(Message::WantsUpdates)));
+        to_graph.send(ToGraph::ReadyForBatch).unwrap();
+        assert_eq!(handed_over.blocking_recv().unwrap().links.len(), 2);
+        to_graph.send(ToGraph::Stop).unwrap();
+        joined.join().unwrap().unwrap();
+        assert!(heard.try_recv().is_err(), "nothing was asked for twice");
+    }
+
+    fn thread() -> GraphThread {
+        GraphThread::new(Graph::new("h1".into()), Compiler::new(compiler::Options::default()))
+    }
+
+    fn updates(links: &[&str], complete: bool) -> ToGraph {
+        let state = model::LinkState { index: 7, up: true, generation: 0 };
+        let updates = links.iter().map(|name| Update::Link((*name).into(), Some(state))).collect();
+        ToGraph::Updates { updates, complete }
+    }
+
+    #[test]
+    fn a_complaint_is_news_once_until_its_reason_changes() {
+        let mut complaints = Complaints::default();
+        let news: Vec<bool> = [("a", "x"), ("a", "x"), ("b", "x"), ("a", "y"), ("a", "x")]
+            .iter()
+            .map(|(object, reason)| complaints.is_news(object, reason))
+            .collect();
+        assert_eq!(news, [true, false, true, true, true]);
+    }
+
+    #[test]
+    fn remembered_complaints_are_bounded() {
+        let mut complaints = Complaints::default();
+        for number in 0..3 * MOST_COMPLAINTS {
+            complaints.is_news(&number.to_string(), "x");
+        }
+        assert!(complaints.said.len() <= MOST_COMPLAINTS);
+    }
+}

@@ -1,0 +1,286 @@
+//! What the main thread does once everything is started: it owns the backlog.
+//!
+//! Fed by the datastore, the interface monitor and the other threads; feeds the graph thread when
+//! that asks for more.
+//!
+//! Invariants: at most one answer is on its way to the graph thread, everything else waits in the
+//! backlog, which holds one update per object (I7). The graph thread learns that the facts are
+//! complete together with the last of them (I3).
+
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use dataplane::links::LinkEvent;
+use datastore::{Backlog, FromDatastore, SyncState};
+use model::Update;
+use tokio::sync::mpsc;
+use tracing::{debug, info};
+
+use crate::apply_thread::Applied;
+use crate::config_watch::ConfigWatch;
+use crate::exit::Ended;
+use crate::graph_thread::ToGraph;
+use crate::parts::{How, Message};
+use crate::reports::Reports;
+
+/// Time between two lines that say what is waited for.
+const REMINDER: Duration = Duration::from_secs(30);
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(crate) struct MainLoop {
+    backlog: Backlog,
+    config: ConfigWatch,
+    graph: Sender<ToGraph>,
+    started: Instant,
+    /// The datastore was in sync once.
+    in_sync: bool,
+    /// All interfaces were listed once.
+    links_listed: bool,
+    /// Another variant of the product is in charge of the host.
+    passive: bool,
+    told_complete: bool,
+    graph_wants_updates: bool,
+    applied: bool,
+    reports: Reports,
+}
+
+/// What the main loop listens to.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    pub(crate) datastore: mpsc::Receiver<FromDatastore>,
+    pub(crate) links: mpsc::Receiver<LinkEvent>,
+    pub(crate) messages: mpsc::Receiver<Message>,
+}
+
+impl MainLoop {
+    pub(crate) fn new(config: ConfigWatch, graph: Sender<ToGraph>, passive: bool, started: Instant) -> Self {
+        Self {
+            backlog: Backlog::default(),
+            config,
+            graph,
+            started,
+            in_sync: false,
+            links_listed: false,
+            passive,
+            told_complete: false,
+            graph_wants_updates: false,
+            applied: false,
+            reports: Reports::default(),
+        }
+    }
+
+    /// Runs until something asks for the end of the process.
+    pub(crate) async fn run(&mut self, inputs: &mut Inputs) -> Ended {
+        let mut reminder = tokio::time::interval_at(tokio::time::Instant::now() + REMINDER, REMINDER);
+        loop {
+            let ended = tokio::select! {
+                message = inputs.datastore.recv() => match message {
+                    Some(message) => self.on_datastore(message),
+                    None => Some(Ended::PartFailed("datastore", anyhow::anyhow!("the watch has ended"))),
+                },
+                event = inputs.links.recv() => match event {
+                    Some(event) => {
+                        self.on_link(event);
+                        None
+                    }
+                    None => Some(Ended::PartFailed("links", anyhow::anyhow!("the monitor has ended"))),
+                },
+                message = inputs.messages.recv() => message.and_then(|message| self.on_message(message)),
+                _ = reminder.tick(), if !self.complete() => {
+                    self.remind();
+                    None
+                }
+            };
+            if let Some(ended) = ended {
+                return ended;
+            }
+            self.feed();
+        }
+    }
+
+    fn on_datastore(&mut self, message: FromDatastore) -> Option<Ended> {
+        match message {
+            FromDatastore::Updates(updates) => {
+                for update in updates {
+                    if let Some(update) = self.config.take(update) {
+                        self.backlog.push(update);
+                    }
+                }
+            }
+            FromDatastore::State(state) => {
+                debug!(state = state.as_str(), "datastore");
+                self.in_sync |= state == SyncState::InSync;
+            }
+        }
+        // Before the first sync the configuration may be known in part only.
+        if self.in_sync { self.config.check() } else { None }
+    }
+
+    fn on_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Changed(name, state) => self.backlog.push(Update::Link(name, state)),
+            LinkEvent::InSync => self.links_listed = true,
+        }
+    }
+
+    fn on_message(&mut self, message: Message) -> Option<Ended> {
+        match message {
+            Message::WantsUpdates => self.graph_wants_updates = true,
+            Message::Applied(applied) => self.on_applied(&applied),
+            Message::Ended(part, How::Panicked) => return Some(Ended::Panicked(part)),
+            Message::Ended(part, How::Failed(error)) => return Some(Ended::PartFailed(part, error)),
+            Message::Ended(part, How::Finished) => {
+                return Some(Ended::PartFailed(part, anyhow::anyhow!("the thread has ended")));
+            }
+        }
+        None
+    }
+
+    fn on_applied(&mut self, applied: &Applied) {
+        self.reports.log(applied);
+        if !std::mem::replace(&mut self.applied, true) {
+            info!(failed = applied.report.failed(), since_start = ?self.started.elapsed(), "in sync");
+        }
+    }
+
+    /// True once all facts are known that the first batch depends on.
+    fn complete(&self) -> bool {
+        self.in_sync && self.links_listed && !self.passive
+    }
+
+    /// Answers the graph thread, if it waits and there is something to say.
+    fn feed(&mut self) {
+        let news = self.complete() && !self.told_complete;
+        if !self.graph_wants_updates || (self.backlog.is_empty() && !news) {
+            return;
+        }
+        let complete = self.complete();
+        let message = ToGraph::Updates { updates: self.backlog.drain(), complete };
+        self.graph_wants_updates = false;
+        self.told_complete = complete;
+        // A graph thread that has gone says so in a message of its own.
+        self.graph.send(message).ok();
+    }
+
+    fn remind(&self) {
+        let datastore = (!self.in_sync).then_some("the first complete list of the datastore");
+        let links = (!self.links_listed).then_some("the first list of interfaces");
+        for waiting_for in [datastore, links].into_iter().flatten() {
+            info!(waiting_for, since_start = ?self.started.elapsed(), "nothing is written to the kernel yet");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::LinkState;
+    use settings::{Raw, Source};
+    use std::sync::mpsc::Receiver;
+
+    #[test]
+    fn the_graph_thread_hears_that_the_facts_are_complete_once_both_lists_are() {
+        for datastore_first in [true, false] {
+            let (mut main_loop, graph) = main_loop(false);
+            ask(&mut main_loop);
+            ready(&mut main_loop);
+            link(&mut main_loop, "tap1");
+            assert_eq!(answers(&graph), [(1, false)]);
+            ask(&mut main_loop);
+            assert_eq!(answers(&graph), []);
+            let steps: [fn(&mut MainLoop); 2] = if datastore_first { [in_sync, listed] } else { [listed, in_sync] };
+            steps[0](&mut main_loop);
+            assert_eq!(answers(&graph), []);
+            steps[1](&mut main_loop);
+            assert_eq!(answers(&graph), [(0, true)], "said without any update to say it with");
+            ask(&mut main_loop);
+            link(&mut main_loop, "tap2");
+            assert_eq!(answers(&graph), [(1, true)]);
+        }
+    }
+
+    #[test]
+    fn updates_wait_in_the_backlog_until_the_graph_thread_asks_one_per_object() {
+        let (mut main_loop, graph) = main_loop(false);
+        for name in ["tap1", "tap2", "tap1", "tap1"] {
+            link(&mut main_loop, name);
+        }
+        assert_eq!(answers(&graph), []);
+        ask(&mut main_loop);
+        assert_eq!(answers(&graph), [(2, false)]);
+        link(&mut main_loop, "tap1");
+        assert_eq!(answers(&graph), [], "it has not asked again");
+    }
+
+    #[test]
+    fn a_passive_agent_never_says_that_the_facts_are_complete() {
+        let (mut main_loop, graph) = main_loop(true);
+        ready(&mut main_loop);
+        in_sync(&mut main_loop);
+        listed(&mut main_loop);
+        ask(&mut main_loop);
+        link(&mut main_loop, "tap1");
+        assert_eq!(answers(&graph), [(1, false)]);
+    }
+
+    #[test]
+    fn an_unready_datastore_ends_the_process_only_once_it_is_in_sync() {
+        let (mut main_loop, _graph) = main_loop(false);
+        let unready = || FromDatastore::Updates(vec![Update::Ready(Some(false))]);
+        assert!(main_loop.on_datastore(unready()).is_none());
+        let ended = main_loop.on_datastore(FromDatastore::State(SyncState::InSync));
+        assert!(matches!(ended, Some(Ended::DatastoreUnready)));
+    }
+
+    #[test]
+    fn a_thread_that_ends_ends_the_process() {
+        let (mut main_loop, _graph) = main_loop(false);
+        for (how, code) in [(How::Finished, 1), (How::Failed(anyhow::anyhow!("x")), 1), (How::Panicked, 2)] {
+            let ended = main_loop.on_message(Message::Ended("graph", how));
+            assert_eq!(ended.map(|ended| ended.code()), Some(code));
+        }
+    }
+
+    fn main_loop(passive: bool) -> (MainLoop, Receiver<ToGraph>) {
+        let (graph, inbox) = std::sync::mpsc::channel();
+        let mut raw = Raw::default();
+        raw.set(Source::Default, "FelixHostname", "h1");
+        let config = ConfigWatch::new(raw.clone(), raw.resolve().unwrap());
+        (MainLoop::new(config, graph, passive, Instant::now()), inbox)
+    }
+
+    fn ask(main_loop: &mut MainLoop) {
+        assert!(main_loop.on_message(Message::WantsUpdates).is_none());
+        main_loop.feed();
+    }
+
+    fn ready(main_loop: &mut MainLoop) {
+        assert!(main_loop.on_datastore(FromDatastore::Updates(vec![Update::Ready(Some(true))])).is_none());
+        main_loop.feed();
+    }
+
+    fn in_sync(main_loop: &mut MainLoop) {
+        assert!(main_loop.on_datastore(FromDatastore::State(SyncState::InSync)).is_none());
+        main_loop.feed();
+    }
+
+    fn listed(main_loop: &mut MainLoop) {
+        main_loop.on_link(LinkEvent::InSync);
+        main_loop.feed();
+    }
+
+    fn link(main_loop: &mut MainLoop, name: &str) {
+        main_loop.on_link(LinkEvent::Changed(name.into(), Some(LinkState::default())));
+        main_loop.feed();
+    }
+
+    /// What the graph thread has been sent: the number of updates, and whether they are complete.
+    fn answers(graph: &Receiver<ToGraph>) -> Vec<(usize, bool)> {
+        let answer = |message| match message {
+            ToGraph::Updates { updates, complete } => (updates.len(), complete),
+            ToGraph::ReadyForBatch | ToGraph::Stop => panic!("not from the main loop"),
+        };
+        graph.try_iter().map(answer).collect()
+    }
+}
