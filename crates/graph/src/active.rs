@@ -183,3 +183,128 @@ impl ActivePolicies {
 fn flags(policy: &Policy) -> [bool; 4] {
     [policy.ingress, policy.egress, policy.do_not_track, policy.pre_dnat]
 }
+
+#[cfg(test)]
+mod tests {
+    use testkit::build;
+
+    use super::*;
+
+    #[test]
+    fn a_policy_is_active_from_its_first_match_to_its_last() {
+        check(&[
+            ("policy web 1", "relist 1"),
+            ("match 1 7", "Activated np/ns/web"),
+            ("match 1 8", ""),
+            ("unmatch 1 7", ""),
+            ("unmatch 1 8", "Deactivated np/ns/web"),
+        ]);
+    }
+
+    #[test]
+    fn updates_while_inactive_are_silent_and_a_deletion_while_matched_deactivates() {
+        check(&[
+            ("policy web 1 order=1", "relist 1"),
+            ("policy web 1 order=2", "relist 1 1"),
+            ("match 1 7", "Activated np/ns/web"),
+            ("policy web 1 order=3", "Changed np/ns/web, relist 1 1"),
+            ("delete web", "Deactivated np/ns/web, relist 1"),
+            ("unmatch 1 7", ""),
+        ]);
+    }
+
+    #[test]
+    fn the_order_of_match_and_value_does_not_matter() {
+        check(&[
+            ("match 1 7", ""),
+            ("policy web 1", "Activated np/ns/web, relist 1"),
+            ("policy db 1", "Activated np/ns/db, relist 1"),
+        ]);
+    }
+
+    #[test]
+    fn a_change_of_rules_alone_concerns_no_endpoint() {
+        check(&[
+            ("match 1 7", ""),
+            ("policy web 1", "Activated np/ns/web, relist 1"),
+            ("policy web 1 rule", "Changed np/ns/web"),
+            ("policy web 1 rule egress=no", "Changed np/ns/web, relist 1 1"),
+        ]);
+    }
+
+    #[test]
+    fn a_policy_that_is_matched_by_another_selector_stays_active() {
+        check(&[
+            ("match 1 7", ""),
+            ("match 2 7", ""),
+            ("policy web 1", "Activated np/ns/web, relist 1"),
+            ("policy web 2", "Changed np/ns/web, relist 1 2"),
+            ("policy web 3", "Deactivated np/ns/web, relist 2 3"),
+        ]);
+    }
+
+    #[test]
+    fn a_policy_that_is_always_needed_does_not_wait_for_a_match() {
+        check(&[
+            ("policy web 1 always", "Activated np/ns/web, relist 1"),
+            ("match 1 7", ""),
+            ("unmatch 1 7", ""),
+            ("policy web 1", "Deactivated np/ns/web"),
+        ]);
+    }
+
+    /// Runs a script and compares what the stage emits at each step. The only place that calls it.
+    #[track_caller]
+    fn check(script: &[(&str, &str)]) {
+        let mut stage = ActivePolicies::default();
+        for (step, expected) in script {
+            let (mut out, mut relisted) = (Vec::new(), Vec::new());
+            let number = |text: &str| text.parse::<u32>().unwrap();
+            match step.split(' ').collect::<Vec<_>>()[..] {
+                ["policy", name, selector, ref options @ ..] => {
+                    let (key, policy) = policy(name, options);
+                    stage.on_policy(&key, Some((policy, number(selector))), &mut out, &mut relisted);
+                }
+                ["delete", name] => {
+                    stage.on_policy(&policy(name, &[]).0, None, &mut out, &mut relisted);
+                }
+                ["match", selector, class] => {
+                    let delta = MatchDelta::Started { selector: number(selector), class: number(class) };
+                    stage.on_match(delta, &mut out);
+                }
+                ["unmatch", selector, class] => {
+                    let delta = MatchDelta::Stopped { selector: number(selector), class: number(class) };
+                    stage.on_match(delta, &mut out);
+                }
+                ref other => panic!("step {other:?}"),
+            }
+            let mut got: Vec<String> = Vec::new();
+            for delta in out {
+                got.push(match delta {
+                    ActiveDelta::Activated { key, .. } => format!("Activated {key}"),
+                    ActiveDelta::Changed { key, .. } => format!("Changed {key}"),
+                    ActiveDelta::Deactivated { key, .. } => format!("Deactivated {key}"),
+                });
+            }
+            if !relisted.is_empty() {
+                let selectors: Vec<String> = relisted.iter().map(ToString::to_string).collect();
+                got.push(format!("relist {}", selectors.join(" ")));
+            }
+            assert_eq!(got.join(", "), *expected, "step {step:?} of {script:?}");
+        }
+    }
+
+    fn policy(name: &str, options: &[&str]) -> (PolicyKey, Arc<Policy>) {
+        let mut builder = build::policy(&format!("np/ns/{name}"));
+        for option in options {
+            builder = match option.split_once('=') {
+                Some(("order", order)) => builder.order(order.parse().unwrap()),
+                Some(("egress", _)) => builder.with(|policy| policy.egress = false),
+                None if *option == "rule" => builder.ingress("allow"),
+                None if *option == "always" => builder.with(|policy| policy.always_needed = true),
+                Some(_) | None => panic!("option {option:?}"),
+            };
+        }
+        builder.value()
+    }
+}

@@ -102,3 +102,80 @@ impl Endpoints {
             && dirty_classes.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use testkit::build;
+
+    use super::*;
+
+    /// host.md 8.4, and what is told when.
+    #[test]
+    fn the_lowest_claimant_owns_the_interface_and_only_differences_are_told() {
+        let script = [
+            ("o/b/2 tap1 10.0.0.1", "tap1 o/b/2"),
+            ("o/b/2 tap1 10.0.0.1", ""),
+            ("o/a/9 tap1 10.0.0.1", "tap1 o/a/9"),
+            ("o/b/2 tap1 10.0.0.2", ""),
+            ("o/a/9 tap2 10.0.0.1", "tap1 o/b/2, tap2 o/a/9"),
+            ("k/z/9 tap1 10.0.0.1", "tap1 k/z/9"),
+            ("k/z/9 tap1 10.0.0.3", "tap1 k/z/9"),
+            ("o/b/2 gone", ""),
+            ("k/z/9 gone", "tap1 nobody"),
+            ("o/a/9 gone", "tap2 nobody"),
+        ];
+        let mut stage = Endpoints::default();
+        let mut values: BTreeMap<WorkloadEndpointKey, Arc<WorkloadEndpoint>> = BTreeMap::new();
+        for (step, expected) in script {
+            let (key, new) = match step.split(' ').collect::<Vec<_>>()[..] {
+                [key, "gone"] => (build::wep_key(&format!("h/{key}")), None),
+                [key, interface, address] => {
+                    let (key, value) = build::wep(&format!("h/{key}")).interface(interface).ip(address).value();
+                    (key, Some(value))
+                }
+                ref other => panic!("step {other:?}"),
+            };
+            let old = match &new {
+                Some(new) => values.insert(key.clone(), Arc::clone(new)),
+                None => values.remove(&key),
+            };
+            let class = new.is_some().then_some(7);
+            let had_class = old.is_some().then_some(7);
+            assert_eq!(stage.on_local(LocalDelta { key, old, new }, class), had_class, "step {step:?}");
+            let told = stage.take(|_| Arc::new([]));
+            let told = told.into_iter().map(|(interface, program)| match program {
+                Some(program) => {
+                    let WorkloadEndpointKey { orchestrator, workload, endpoint, .. } = &program.key;
+                    format!("{interface} {orchestrator}/{workload}/{endpoint}")
+                }
+                None => format!("{interface} nobody"),
+            });
+            assert_eq!(told.collect::<Vec<_>>().join(", "), expected, "step {step:?}");
+        }
+        assert!(stage.is_empty());
+    }
+
+    #[test]
+    fn the_endpoints_of_a_class_look_again_and_stay_silent_if_nothing_changed() {
+        let mut stage = Endpoints::default();
+        for (n, class) in [(1, 7), (2, 7), (3, 8)] {
+            let (key, value) = build::wep(&format!("h/o/w{n}/e")).value();
+            stage.on_local(LocalDelta { key, old: None, new: Some(value) }, Some(class));
+        }
+        let tiers = |pass: bool| -> Arc<[TierProgram]> {
+            let tier = TierProgram { name: "t".into(), ingress: vec![], egress: vec![], default_pass: pass };
+            Arc::new([tier])
+        };
+        assert_eq!(stage.take(|_| tiers(false)).len(), 3);
+        stage.on_class(7);
+        stage.on_class(9);
+        let mut asked = Vec::new();
+        let told = stage.take(|class| {
+            asked.push(class);
+            tiers(false)
+        });
+        assert_eq!((asked, told.len()), (vec![7, 7], 0));
+        stage.on_class(7);
+        assert_eq!(stage.take(|_| tiers(true)).len(), 2);
+    }
+}

@@ -145,3 +145,138 @@ impl Gather {
             && members.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use testkit::build;
+
+    use super::*;
+    use crate::references::SetSource;
+
+    /// The table of F-7 and rule F-8, for sets and their members.
+    #[test]
+    fn only_the_net_result_of_a_set_is_told() {
+        let cases = [
+            ("added and removed, never sent", "need; drop; take", ""),
+            ("added, then members", "need; + 1; + 2; - 1; take", "create 10.0.0.2/32"),
+            ("member added and removed", "need; take; + 1; - 1; take", "create | "),
+            ("member removed and added", "need; + 1; take; - 1; + 1; take", "create 10.0.0.1/32 | "),
+            (
+                "members of a set that was sent",
+                "need; + 1; take; - 1; + 2; take",
+                "create 10.0.0.1/32 | +10.0.0.2/32 -10.0.0.1/32",
+            ),
+            (
+                "sent, removed, added again",
+                "need; + 1; take; drop; need; + 2; take",
+                "create 10.0.0.1/32 | create 10.0.0.2/32",
+            ),
+            ("sent, changed, removed", "need; take; + 1; drop; take", "create | remove"),
+            ("sent, removed, added, removed", "need; take; drop; need; + 1; drop; take", "create | remove"),
+            ("sent, removed, added, removed, added", "need; take; drop; need; drop; need; take", "create | create"),
+            ("removed for good, then anew", "need; take; drop; take; need; take", "create | remove | create"),
+        ];
+        for (name, script, expected) in cases {
+            assert_eq!(run(script), expected, "{name}");
+        }
+    }
+
+    /// Runs a script against gather and members; `+ n` and `- n` add and remove 10.0.0.n.
+    fn run(script: &str) -> String {
+        let (mut gather, mut members) = (Gather::default(), Members::default());
+        let mut names = crate::names::Names::default();
+        let mut selectors = crate::selectors::Selectors::default();
+        let inherited = crate::labels::ProfileLabels::default();
+        let selector = build::selector("all()");
+        let id = selector.id().clone();
+        let (number, _) = selectors.register(&mut names, &inherited, &selector, &mut Vec::new());
+        let mut said = Vec::new();
+        for step in script.split("; ") {
+            match step.split(' ').collect::<Vec<_>>()[..] {
+                ["need"] => {
+                    gather.on_needed(0, id.clone());
+                    members.on_needed(0, id.clone(), SetSource::Selector(selector.clone()), Some(number));
+                    let mut classes = Vec::new();
+                    selectors.matching(&names, number, &mut classes);
+                    members.fill(0, &classes, &mut Vec::new());
+                }
+                ["drop"] => {
+                    gather.on_unneeded(0, id.clone(), members.is_announced(0));
+                    members.on_unneeded(0);
+                    // What was in it would come back with the next need.
+                    for n in 1..=2 {
+                        object(&mut names, &mut selectors, &inherited, &mut members, n, false, &mut Vec::new());
+                    }
+                }
+                [sign, n] => {
+                    let mut out = Vec::new();
+                    let n = n.parse().unwrap();
+                    object(&mut names, &mut selectors, &inherited, &mut members, n, sign == "+", &mut out);
+                    out.into_iter().for_each(|delta| gather.on_member(delta));
+                }
+                ["take"] => said.push(text(gather.take(&mut members, BTreeMap::new()))),
+                ref other => panic!("step {other:?}"),
+            }
+        }
+        said.join(" | ")
+    }
+
+    fn object(
+        names: &mut crate::names::Names,
+        selectors: &mut crate::selectors::Selectors,
+        inherited: &crate::labels::ProfileLabels,
+        members: &mut Members,
+        n: u8,
+        there: bool,
+        out: &mut Vec<MemberDelta>,
+    ) {
+        let (key, value) = build::wep(&format!("h/o/w/{n}")).ip(&format!("10.0.0.{n}")).value();
+        let value = there.then(|| {
+            let class = selectors.join(names, inherited, &value.labels, &value.profiles, &mut Vec::new());
+            let nets = crate::members::Nets::of_endpoint(&value);
+            (class, crate::members::Contribution { nets, ports: None })
+        });
+        let key = crate::members::ObjectKey::Endpoint(&key);
+        if let Some(class) = members.on_object(names, &key, value, selectors, out) {
+            selectors.leave(names, inherited, class, &mut Vec::new());
+        }
+    }
+
+    fn text(batch: Batch) -> String {
+        let member = |member: &SetMember| match member {
+            SetMember::Net(net) => net.to_string(),
+            SetMember::AddressPort { .. } => panic!("no ports here"),
+        };
+        let mut words = Vec::new();
+        for set in batch.sets_created.values() {
+            words.push("create".to_owned());
+            words.extend(set.members.iter().map(member));
+        }
+        for delta in batch.members.values() {
+            words.extend(delta.added.iter().map(|net| format!("+{}", member(net))));
+            words.extend(delta.removed.iter().map(|net| format!("-{}", member(net))));
+        }
+        words.extend(batch.sets_removed.iter().map(|_| "remove".to_owned()));
+        words.join(" ")
+    }
+
+    #[test]
+    fn links_are_told_when_they_differ() {
+        let mut gather = Gather::default();
+        let mut members = Members::default();
+        let up = LinkState { index: 3, up: true, generation: 1 };
+        let down = LinkState { up: false, ..up };
+        let mut told = |states: &[Option<LinkState>]| {
+            for state in states {
+                gather.on_link("tap1".into(), *state);
+            }
+            gather.take(&mut members, BTreeMap::new()).links.into_values().next()
+        };
+        assert_eq!(told(&[Some(up), None]), None);
+        assert_eq!(told(&[Some(down), Some(up)]), Some(Some(up)));
+        assert_eq!(told(&[Some(up)]), None);
+        assert_eq!(told(&[None, Some(down)]), Some(Some(down)));
+        assert_eq!(told(&[None]), Some(None));
+        assert_eq!(told(&[None]), None);
+    }
+}

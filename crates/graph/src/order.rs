@@ -106,3 +106,69 @@ fn compare_tiers(a: Option<&Tier>, b: Option<&Tier>) -> Ordering {
 fn compare_orders(a: f64, b: f64) -> Ordering {
     (a + 0.0).total_cmp(&(b + 0.0))
 }
+
+#[cfg(test)]
+mod tests {
+    use testkit::build;
+
+    use super::*;
+
+    #[test]
+    fn policies_of_a_tier_are_ordered_by_order_and_then_by_name_namespace_and_kind() {
+        // The table of T-5.
+        let cases: &[(&[&str], &str)] = &[
+            (&["np/x/a", "gnp/a"], "gnp/a np/x/a"),
+            (&["np/ns1/b", "np/ns2/a"], "np/ns2/a np/ns1/b"),
+            (&["gnp/a", "gnp/a-b", "gnp/a.b"], "gnp/a-b gnp/a.b gnp/a"),
+            (&["gnp/a1", "gnp/a"], "gnp/a gnp/a1"),
+            (&["gnp/1 10", "gnp/2", "gnp/3 -1", "gnp/4 10.5"], "gnp/3 gnp/1 gnp/4 gnp/2"),
+            (&["gnp/b 0", "gnp/a -0"], "gnp/a gnp/b"),
+        ];
+        for (policies, expected) in cases {
+            let mut policies: Vec<_> = policies.iter().map(|text| policy(text, "default")).collect();
+            for _ in 0..2 {
+                let tiers = Order::default().arrange(policies.iter().map(|(key, policy)| (key, policy.as_ref())));
+                let [tier] = &*tiers else { panic!("{tiers:?}") };
+                let got: Vec<String> = tier.ingress.iter().map(|policy| policy.key.to_string()).collect();
+                assert_eq!(got.join(" "), *expected);
+                policies.reverse();
+            }
+        }
+    }
+
+    #[test]
+    fn tiers_are_ordered_by_order_then_name_and_missing_ones_come_last_and_deny() {
+        let mut stage = Order::default();
+        let tiers = [("c", Some(1.0)), ("b", Some(1.0)), ("a", None), ("z", Some(-0.5)), ("y", None)];
+        for (name, order) in tiers {
+            stage.on_tier(&name.into(), Some(Tier { order, default_pass: true }), &mut Vec::new());
+        }
+        let policies = ["a", "b", "c", "missing-1", "Missing-2", "y", "z"].map(|tier| policy("gnp/p", tier));
+        let got = stage.arrange(policies.iter().map(|(key, policy)| (key, policy.as_ref())));
+        let got: Vec<String> = got.iter().map(|tier| format!("{} {}", tier.name, tier.default_pass)).collect();
+        assert_eq!(got.join(", "), "z true, b true, c true, a true, y true, Missing-2 false, missing-1 false");
+    }
+
+    #[test]
+    fn a_tier_that_changes_names_the_active_policies_in_it() {
+        let mut stage = Order::default();
+        let mut affected = Vec::new();
+        let (key, value) = policy("gnp/p", "t");
+        stage.on_active(&ActiveDelta::Activated { id: 4, key: key.clone(), policy: value });
+        let tier = Some(Tier { order: Some(1.0), default_pass: false });
+        stage.on_tier(&"t".into(), tier, &mut affected);
+        stage.on_tier(&"t".into(), tier, &mut affected);
+        stage.on_tier(&"other".into(), tier, &mut affected);
+        assert_eq!(affected, [4]);
+        stage.on_active(&ActiveDelta::Deactivated { id: 4, key });
+        stage.on_tier(&"t".into(), None, &mut affected);
+        assert_eq!(affected, [4]);
+    }
+
+    /// A policy from its key and, behind a blank, its order.
+    fn policy(text: &str, tier: &str) -> (PolicyKey, Arc<Policy>) {
+        let (key, order) = text.split_once(' ').map_or((text, None), |(key, order)| (key, Some(order)));
+        let builder = build::policy(key).tier(tier);
+        order.map_or(builder.clone(), |order| builder.order(order.parse().unwrap())).value()
+    }
+}

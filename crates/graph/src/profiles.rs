@@ -98,3 +98,48 @@ impl ActiveProfiles {
         self.stored.is_empty() && self.listed.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listed_profile_is_set_and_a_missing_one_is_missing() {
+        let script = [
+            ("rules p", ""),
+            ("list - p,q,p", "p set, q missing"),
+            ("list - q", ""),
+            ("rules q", "q set"),
+            ("rules q", ""),
+            ("delete p", "p missing"),
+            ("list p,q,p q", "p deactivated"),
+            ("list q -", ""),
+            ("delete q", "q missing"),
+            ("list q -", "q deactivated"),
+            ("list - projectcalico-default-allow", "projectcalico-default-allow set"),
+            ("rules projectcalico-default-allow", ""),
+            ("delete projectcalico-default-allow", ""),
+            ("list projectcalico-default-allow -", "projectcalico-default-allow deactivated"),
+        ];
+        let mut stage = ActiveProfiles::default();
+        for (step, expected) in script {
+            let mut out = Vec::new();
+            let names = |text: &str| -> Vec<Name> {
+                if text == "-" { Vec::new() } else { text.split(',').map(Name::from).collect() }
+            };
+            match step.split(' ').collect::<Vec<_>>()[..] {
+                ["rules", name] => stage.on_rules(&name.into(), Some(&Arc::new(ProfileRules::default())), &mut out),
+                ["delete", name] => stage.on_rules(&name.into(), None, &mut out),
+                ["list", old, new] => stage.on_list(&names(old), &names(new), &mut out),
+                ref other => panic!("step {other:?}"),
+            }
+            let got = out.iter().map(|delta| match delta {
+                ProfileDelta::Set(name, Some(_)) => format!("{name} set"),
+                ProfileDelta::Set(name, None) => format!("{name} missing"),
+                ProfileDelta::Deactivated(name) => format!("{name} deactivated"),
+            });
+            assert_eq!(got.collect::<Vec<_>>().join(", "), expected, "step {step:?}");
+        }
+        assert!(stage.is_empty());
+    }
+}

@@ -159,3 +159,95 @@ fn same_program(a: &Policy, b: &Policy) -> bool {
         && a.original_selector == b.original_selector
         && a.always_needed == b.always_needed
 }
+
+#[cfg(test)]
+mod tests {
+    use testkit::build::{policy, policy_key};
+
+    use super::*;
+
+    #[test]
+    fn a_set_is_needed_from_its_first_user_to_its_last() {
+        let script = [
+            ("+ gnp/a allow from has(x)", "+s1, gnp/a"),
+            ("+ gnp/b deny from has(x) to has(x)", "gnp/b"),
+            ("+ gnp/a allow from has(y)", "+s2, gnp/a"),
+            ("+ gnp/a allow from has(y)", ""),
+            ("- gnp/b", "gnp/b gone, -s1"),
+            ("- gnp/a", "gnp/a gone, -s2"),
+            ("profile p allow from has(x)", "+s3, profile p"),
+            ("+ gnp/a allow from has(x)", "gnp/a"),
+            ("profile p", "profile p missing"),
+            ("- gnp/a", "gnp/a gone, -s3"),
+            ("unlisted p", "profile p gone"),
+        ];
+        let mut stage = References::default();
+        let mut last: Option<Arc<Policy>> = None;
+        let mut numbers: Vec<u32> = Vec::new();
+        for (step, expected) in script {
+            let mut out = Vec::new();
+            let (verb, rest) = step.split_once(' ').unwrap();
+            let (name, text) = rest.split_once(' ').unwrap_or((rest, ""));
+            let id = u32::from(name == "gnp/b");
+            match verb {
+                "+" => {
+                    let (key, value) = policy(name).ingress(text).value();
+                    let old = last.take().filter(|_| name == "gnp/a" && stage.of_policies.contains_key(&0));
+                    let delta = match old {
+                        Some(old) => ActiveDelta::Changed { id, key, old, policy: Arc::clone(&value) },
+                        None => ActiveDelta::Activated { id, key, policy: Arc::clone(&value) },
+                    };
+                    stage.on_active(delta, &mut out);
+                    last = Some(value);
+                }
+                "-" => stage.on_active(ActiveDelta::Deactivated { id, key: policy_key(name) }, &mut out),
+                "profile" => {
+                    let rules = (!text.is_empty()).then(|| {
+                        Arc::new(ProfileRules { inbound: vec![testkit::build::rule(text)], outbound: vec![] })
+                    });
+                    stage.on_profile(ProfileDelta::Set(name.into(), rules), &mut out);
+                }
+                "unlisted" => stage.on_profile(ProfileDelta::Deactivated(name.into()), &mut out),
+                _ => panic!("step {step:?}"),
+            }
+            let got: Vec<String> = out
+                .iter()
+                .map(|delta| match delta {
+                    RefDelta::Needed { set, .. } => {
+                        numbers.push(*set);
+                        format!("+s{}", numbers.len())
+                    }
+                    RefDelta::Unneeded { set, .. } => {
+                        let at = numbers.iter().rposition(|number| number == set).unwrap();
+                        numbers[at] = u32::MAX;
+                        format!("-s{}", at + 1)
+                    }
+                    RefDelta::Policy(key, program) => {
+                        format!("{key}{}", if program.is_some() { "" } else { " gone" })
+                    }
+                    RefDelta::Profile(name, program) => match program {
+                        None => format!("profile {name} gone"),
+                        Some(program) if program.missing => format!("profile {name} missing"),
+                        Some(_) => format!("profile {name}"),
+                    },
+                })
+                .collect();
+            assert_eq!(got.join(", "), expected, "step {step:?}");
+        }
+        assert!(stage.is_empty());
+    }
+
+    #[test]
+    fn a_missing_profile_denies_in_both_directions() {
+        let mut stage = References::default();
+        let mut out = Vec::new();
+        stage.on_profile(ProfileDelta::Set("p".into(), None), &mut out);
+        let [RefDelta::Profile(_, Some(program))] = &out[..] else { panic!("{out:?}") };
+        for rules in [&program.inbound, &program.outbound] {
+            let [rule] = &rules[..] else { panic!("{rules:?}") };
+            assert_eq!(rule.action, Action::Deny);
+            assert_eq!((&rule.source, &rule.destination), (&Default::default(), &Default::default()));
+        }
+        assert!(program.missing);
+    }
+}

@@ -233,6 +233,7 @@ impl Selectors {
         self.selectors.release(id);
         if self.selectors.is_empty() {
             self.filed = Column::default();
+            self.by_term = IdMap::default();
         }
     }
 
@@ -368,3 +369,6 @@ impl Selectors {
         classes.is_empty() && selectors.is_empty() && by_term.is_empty() && everywhere.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

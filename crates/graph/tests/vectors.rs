@@ -183,9 +183,8 @@ fn texts(value: &Value) -> Vec<String> {
 }
 
 fn vectors(part: &str) -> Vec<Value> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/ipset_ids.json");
-    let text = std::fs::read_to_string(path).unwrap();
-    let mut vectors: BTreeMap<String, Value> = serde_json::from_str(&text).unwrap();
+    let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/ipset_ids.json"));
+    let mut vectors: BTreeMap<String, Value> = serde_json::from_str(text).unwrap();
     match vectors.remove(part) {
         Some(Value::Array(vectors)) if !vectors.is_empty() => vectors,
         other => panic!("{part}: {other:?}"),

@@ -121,3 +121,99 @@ fn protocol_key(protocol: Option<&Protocol>) -> (&'static str, Option<u8>) {
         Some(_) => ("tcp", Some(6)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::Selector;
+    use testkit::build;
+
+    use super::*;
+
+    /// The table of R-18 and the protocol keys of R-13.
+    #[test]
+    fn selectors_and_named_ports_become_sets_row_by_row() {
+        let cases = [
+            ("allow tcp", ""),
+            ("allow tcp to has(p)", "s(has(p))"),
+            ("allow tcp to has(p) to-ports 80", "s(has(p))"),
+            ("allow tcp to has(p) to-ports http", "n(has(p),tcp,http)"),
+            ("allow tcp to has(p) to-ports 80,http", "s(has(p)) + n(has(p),tcp,http)"),
+            ("allow tcp to-ports http", "n(all(),tcp,http)"),
+            ("allow tcp to-not has(n)", "not-s(has(n))"),
+            ("allow tcp to-not has(n) to-ports http", "not-s(has(n)) + n(all(),tcp,http)"),
+            ("allow tcp to has(p) to-not has(n) to-ports http", "n((has(p)) && (!(has(n))),tcp,http)"),
+            ("allow tcp to has(p) to-not-ports http", "s(has(p)) + not-n(has(p),tcp,http)"),
+            ("allow tcp to-not-ports http", "not-n(all(),tcp,http)"),
+            (
+                "allow tcp to has(p) to-not has(n) to-not-ports http",
+                "s((has(p)) && (!(has(n)))) + not-n((has(p)) && (!(has(n))),tcp,http)",
+            ),
+            ("allow to-ports http", "n(all(),any,http)"),
+            ("allow udp to-ports http", "n(all(),udp,http)"),
+            ("allow protocol 17 to-ports http", "n(all(),udp,http)"),
+            ("allow protocol 132 to-ports http", "n(all(),sctp,http)"),
+            ("allow protocol udplite to-ports http", "n(all(),tcp,http)"),
+            ("allow not-protocol 17 to-ports http", "n(all(),any,http)"),
+        ];
+        let all = Arc::new(Selector::all());
+        for (text, expected) in cases {
+            let mut needs = Vec::new();
+            let stored = build::rule(text);
+            let program = rule(&stored, 3, &all, &mut needs);
+            assert_eq!(program.index, 3);
+            let side = &program.destination;
+            let lists = [
+                ("", &side.sets),
+                ("not-", &side.not_sets),
+                ("", &side.named_port_sets),
+                ("not-", &side.not_named_port_sets),
+            ];
+            let got: Vec<String> =
+                lists.into_iter().flat_map(|(sign, sets)| sets.iter().map(move |id| format!("{sign}{id}"))).collect();
+            let expected: Vec<String> = expected.split(" + ").filter_map(described).collect();
+            assert_eq!(got, expected, "{text}");
+            let mut needed: Vec<String> = needs.iter().map(|(id, _)| id.to_string()).collect();
+            let mut named: Vec<String> = got.iter().map(|id| id.trim_start_matches("not-").to_owned()).collect();
+            needed.sort();
+            named.sort();
+            assert_eq!(needed, named, "{text}");
+        }
+    }
+
+    /// `[not-]s(selector)` or `[not-]n(selector,protocol,name)` as an id.
+    fn described(text: &str) -> Option<String> {
+        let text = text.trim();
+        let (sign, text) = text.strip_prefix("not-").map_or(("", text), |text| ("not-", text));
+        let inside = text.get(2..text.len().checked_sub(1)?)?;
+        let id = match text.chars().next()? {
+            's' => build::selector(inside).id().clone(),
+            'n' => {
+                let mut parts = inside.rsplitn(3, ',');
+                let (name, protocol, selector) = (parts.next()?, parts.next()?, parts.next()?);
+                SetId::for_named_port(build::selector(selector).id(), protocol, name)
+            }
+            _ => return None,
+        };
+        Some(format!("{sign}{id}"))
+    }
+
+    #[test]
+    fn nested_negations_keep_their_tree_when_merged() {
+        // `!(!(x))` prints as `!!x`; its id is that of the tree and not of the text read again.
+        let mut needs = Vec::new();
+        let stored = build::rule("allow from has(a) from-not !(has(b))");
+        let program = rule(&stored, 0, &Arc::new(Selector::all()), &mut needs);
+        assert_eq!(program.source.sets, [SetId::for_selector("(has(a) && !!has(b))")]);
+    }
+
+    #[test]
+    fn services_are_sets_of_their_own() {
+        let mut needs = Vec::new();
+        let stored = build::rule("allow from has(x) from-service ns/web to-service /web");
+        let program = rule(&stored, 0, &Arc::new(Selector::all()), &mut needs);
+        let selector = build::selector("has(x)").id().clone();
+        assert_eq!(program.source.sets, [selector, SetId::for_service_addresses("ns", "web")]);
+        assert_eq!(program.destination.address_port_sets, [SetId::for_service("", "web")]);
+        assert!(program.destination.sets.is_empty());
+    }
+}
