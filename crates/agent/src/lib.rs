@@ -52,7 +52,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(arguments: &arguments::Arguments) -> anyhow::Result<Ended> {
     let local = local::read(arguments)?;
-    let log = telemetry::log::start(options::log(&local.resolved.settings)).context("setting up the log")?;
+    let log = telemetry::log::start(options::early_log(&local)).context("setting up the log")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(bootstrap::run(local, log));
     // Whatever still runs on it must not delay the end.

@@ -7,12 +7,16 @@ use std::io;
 use std::path::Path;
 
 use anyhow::Context as _;
-use settings::{Connection, DatastoreVariables, Raw, Resolved, Source, environment, file};
+use settings::{Connection, DatastoreVariables, Raw, Resolved, Severity, Source, environment, file};
 
 use crate::arguments::Arguments;
 
 /// Exists if the kernel has IPv6.
 const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6";
+
+/// The variable, without its prefix, for what is logged before the configuration is complete; it is no
+/// parameter (operations.md 4.2).
+const EARLY_SEVERITY: &str = "earlylogseverityscreen";
 
 /// The configuration of this host, before the datastore has its say.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub(crate) struct Local {
     pub(crate) resolved: Resolved,
     pub(crate) connection: Connection,
     pub(crate) warnings: Vec<Warning>,
+    /// Severity of the log until the datastore has had its say.
+    pub(crate) early_severity: Severity,
 }
 
 /// Something odd about how the configuration is written.
@@ -52,8 +58,13 @@ pub(crate) fn read(arguments: &Arguments) -> anyhow::Result<Local> {
     let variables = std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
     let environment = environment::read(variables);
+    let mut early_severity = None;
     for (name, value) in &environment.pairs {
-        raw.set(Source::Environment, name, value);
+        if name == EARLY_SEVERITY {
+            early_severity = Severity::parse(value);
+        } else {
+            raw.set(Source::Environment, name, value);
+        }
     }
     for param in environment.repeated {
         warnings.push(Warning { message: "parameter is set twice in the environment, the last one counts", param });
@@ -71,7 +82,8 @@ pub(crate) fn read(arguments: &Arguments) -> anyhow::Result<Local> {
     let resolved = raw.resolve().context("wrong configuration")?;
     let variables = DatastoreVariables::read(|name| std::env::var(name).ok());
     let connection = Connection::resolve(&resolved, &variables).context("wrong configuration")?;
-    Ok(Local { raw, resolved, connection, warnings })
+    let early_severity = early_severity.unwrap_or(resolved.settings.log_severity);
+    Ok(Local { raw, resolved, connection, warnings, early_severity })
 }
 
 /// Reads the file; that there is none is fine (operations.md 2.4).

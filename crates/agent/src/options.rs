@@ -10,13 +10,15 @@ use compiler::{Marks, options::Failsafe};
 use datastore::{ConnectOptions, Credentials};
 use settings::{Connection, LogRate, PortProtocol, ProtocolPort, RateUnit, Settings, Severity};
 
-/// Options of the log on standard output.
-pub(crate) fn log(settings: &Settings) -> telemetry::Options {
-    let format = match settings.log_format {
+use crate::local::Local;
+
+/// Options of the log on standard output, until the datastore has had its say.
+pub(crate) fn early_log(local: &Local) -> telemetry::Options {
+    let format = match local.resolved.settings.log_format {
         settings::LogFormat::Text => telemetry::Format::Text,
         settings::LogFormat::Json => telemetry::Format::Json,
     };
-    telemetry::Options { level: level(settings.log_severity), format }
+    telemetry::Options { level: level(local.early_severity), format }
 }
 
 pub(crate) const fn level(severity: Severity) -> telemetry::Level {
@@ -153,7 +155,7 @@ mod tests {
         let settings = settings(&[]);
         assert_eq!(compiler(&settings).unwrap(), compiler::Options::default());
         assert_eq!(format!("{:?}", dataplane(&settings)), format!("{:?}", dataplane::Options::default()));
-        assert_eq!(log(&settings), telemetry::Options::default());
+        assert_eq!(level(settings.log_severity), telemetry::Level::default());
     }
 
     #[test]
@@ -192,7 +194,7 @@ mod tests {
         assert_eq!(dataplane.insert_mode, dataplane::ChainInsertMode::Append);
         assert_eq!(dataplane.table_refresh, None);
         assert!(!dataplane.ip_forwarding);
-        assert_eq!(log(&settings).level, telemetry::Level::Error);
+        assert_eq!(level(settings.log_severity), telemetry::Level::Error);
     }
 
     fn settings(pairs: &[(&str, &str)]) -> Settings {

@@ -56,6 +56,18 @@ fn hangup_asks_for_a_new_start_and_interrupt_does_not() {
 }
 
 #[test]
+fn the_severity_before_the_configuration_is_complete_is_a_matter_of_its_own() {
+    let Some(etcd) = Etcd::for_test() else { return };
+    put(&etcd, "felixconfigurations/node.h1", r#"{"spec":{"logSeverityScreen":"Debug"}}"#);
+    // Passive, so that nothing is programmed where the test runs.
+    put(&etcd, "clusterinformations/default", r#"{"spec":{"datastoreReady":true,"variant":"Other"}}"#);
+    let mut agent = Agent::start("h1", &etcd.endpoint(), &[("FELIX_EARLYLOGSEVERITYSCREEN", "none")]);
+    agent.await_line(&["DEBUG", "datastore", "in-sync"]);
+    let log = agent.stop();
+    assert!(log.contains("calico-felix starts") && !log.contains("unknown parameter"), "{log}");
+}
+
+#[test]
 fn nothing_happens_until_the_datastore_is_ready() {
     let Some(etcd) = Etcd::for_test() else { return };
     let mut agent = Agent::start(HOST, &etcd.endpoint(), &[("FELIX_LOGFORMATSCREEN", "JSON")]);

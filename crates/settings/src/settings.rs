@@ -87,6 +87,12 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// Reads a severity as an operator writes it, `none` included.
+    pub fn parse(text: &str) -> Option<Self> {
+        const WORDS: [&str; 7] = ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "FATAL", "NONE"];
+        WORDS.iter().find(|word| word.eq_ignore_ascii_case(text)).map(|word| Self::from_word(word))
+    }
+
     pub(crate) fn from_word(word: &str) -> Self {
         match word {
             "TRACE" => Self::Trace,
