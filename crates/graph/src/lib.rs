@@ -343,6 +343,12 @@ impl Graph {
         batch
     }
 
+    /// The tiers that active policies name and that do not exist, in order: they are enforced last and
+    /// deny (T-4), which is right for OpenStack and worth a log line elsewhere.
+    pub fn missing_tiers(&self) -> impl Iterator<Item = &Name> {
+        self.order.missing()
+    }
+
     /// Sizes and work done so far.
     pub fn stats(&self) -> Stats {
         Stats {

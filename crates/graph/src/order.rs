@@ -46,6 +46,11 @@ impl Order {
         }
     }
 
+    /// The tiers that active policies name and that do not exist, in order.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &Name> {
+        self.members.rights().filter(|name| !self.tiers.contains_key(*name))
+    }
+
     /// Lists the policies that apply to a workload endpoint, by tier. Policies that workloads do not
     /// use (T-11) and those of no direction (T-6) are left out.
     pub(crate) fn arrange<'a>(
@@ -156,7 +161,9 @@ mod tests {
         let (key, value) = policy("gnp/p", "t");
         stage.on_active(&ActiveDelta::Activated { id: 4, key: key.clone(), policy: value });
         let tier = Some(Tier { order: Some(1.0), default_pass: false });
+        assert_eq!(stage.missing().map(AsRef::as_ref).collect::<Vec<_>>(), ["t"]);
         stage.on_tier(&"t".into(), tier, &mut affected);
+        assert_eq!(stage.missing().count(), 0);
         stage.on_tier(&"t".into(), tier, &mut affected);
         stage.on_tier(&"other".into(), tier, &mut affected);
         assert_eq!(affected, [4]);
