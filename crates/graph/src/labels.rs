@@ -52,6 +52,9 @@ impl ProfileLabels {
             }
             self.by_profile.insert(profile, new)
         };
+        if self.by_profile.is_empty() {
+            self.by_profile = IdMap::default();
+        }
         let old = old.unwrap_or_default();
         let change = ProfileChange { profile, old };
         if self.of(profile) == &*change.old {
