@@ -2,21 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::Arc;
+mod support;
+
 use std::time::{Duration, Instant};
 
 use dataplane::driver::{Driver as _, Next};
-use dataplane::iptables::plan::Setup;
 use dataplane::iptables::{Features, TableDriver, TableRequest, TableResponse};
 use dataplane::{ChainInsertMode, DriverError, Variant};
-use program::{
-    Action, BaseChain, Chain, ChainName, Direction, Family, Hooks, IcmpType, InterfaceMatch, Match, Origin, Protocol,
-    Rule, SetName, Side, Table, TableChanges, TableId,
-};
+use program::{Action, BaseChain, Hooks, InterfaceMatch, Match, Origin, Rule, SetName, Side, Table, TableChanges};
 
-const FILTER: TableId = TableId { family: Family::V4, table: Table::Filter };
+use support::*;
+
 const EMPTY: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n";
-const REFRESH: Duration = Duration::from_secs(180);
 
 // The vectors of the specification (netfilter.md 16.8).
 
@@ -515,121 +512,6 @@ impl Script<'_> {
     }
 }
 
-/// A table that refuses any line with an ICMP match, as the kernel does without the protocol.
-struct FakeKernel {
-    variant: Variant,
-    chains: std::collections::BTreeMap<String, Vec<String>>,
-    requests: u32,
-    /// Says this to every transaction.
-    broken: Option<&'static str>,
-}
-
-impl FakeKernel {
-    fn new(variant: Variant) -> Self {
-        let chains = ["INPUT", "FORWARD", "OUTPUT"].map(|base| (base.to_owned(), Vec::new()));
-        Self { variant, chains: chains.into(), requests: 0, broken: None }
-    }
-
-    fn has(&self, chain: &str) -> bool {
-        self.chains.contains_key(chain)
-    }
-
-    fn rules(&self, chain: &str) -> &[String] {
-        self.chains.get(chain).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    /// Runs the driver until it is idle or must wait; returns the last error.
-    fn run(&mut self, driver: &mut TableDriver, now: Instant) -> Result<(), DriverError> {
-        let mut outcome = Ok(());
-        for _ in 0..1_000 {
-            let response = match driver.next(now) {
-                Next::Do(TableRequest::Save { .. }) => TableResponse::Done(self.list()),
-                Next::Do(TableRequest::Restore(input)) => self.restore(&input),
-                Next::NotBefore(_) | Next::Idle => return outcome,
-            };
-            self.requests += 1;
-            if let Err(error) = driver.handle(response, now) {
-                outcome = Err(error);
-            }
-        }
-        panic!("the driver does not come to an end");
-    }
-
-    fn list(&self) -> String {
-        let mut text = "*filter\n".to_owned();
-        for chain in self.chains.keys() {
-            text += &format!(":{chain} - [0:0]\n");
-        }
-        for (chain, rules) in &self.chains {
-            for rule in rules {
-                text += &format!("-A {chain} {}\n", rule.replace("--jump", "-j").replace("--goto", "-g"));
-            }
-        }
-        text + "COMMIT\n"
-    }
-
-    fn restore(&mut self, input: &str) -> TableResponse {
-        if let Some(stderr) = self.broken {
-            return refused(stderr);
-        }
-        let mut next = self.chains.clone();
-        let mut bad = Vec::new();
-        for (number, line) in (1..).zip(input.lines()) {
-            let (op, rest) = line.split_once(' ').unwrap_or((line, ""));
-            let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
-            if line.contains("--icmp-type") {
-                bad.push(number);
-            }
-            match op {
-                "-A" => next.get_mut(chain).unwrap().push(rule.to_owned()),
-                "-I" => next.get_mut(chain).unwrap().insert(0, rule.to_owned()),
-                "-R" => {
-                    let (position, rule) = rule.split_once(' ').unwrap();
-                    next.get_mut(chain).unwrap()[position.parse::<usize>().unwrap() - 1] = rule.to_owned();
-                }
-                "-D" => {
-                    let rules = next.get_mut(chain).unwrap();
-                    let text = rule.replace(" -j ", " --jump ");
-                    let position = rule.parse::<usize>().ok().map(|at| at - 1);
-                    let position = position.or_else(|| rules.iter().position(|have| *have == text));
-                    rules.remove(position.unwrap_or_else(|| panic!("no such rule: {line}")));
-                }
-                "--delete-chain" => {
-                    let used = next.values().flatten().any(|rule| rule.ends_with(&format!(" {chain}")));
-                    assert!(!used, "{chain} is in use");
-                    next.remove(chain).unwrap();
-                }
-                "COMMIT" if !bad.is_empty() => {
-                    let lines =
-                        bad.iter().map(|bad| format!("line {bad}: RULE_APPEND failed (Invalid argument): rule\n"));
-                    return refused(&match self.variant {
-                        Variant::Legacy => format!("iptables-restore: line {number} failed\n"),
-                        Variant::Nft => {
-                            format!("iptables-nft-restore v1.8.9 (nf_tables): \n{}", lines.collect::<String>())
-                        }
-                    });
-                }
-                "COMMIT" => self.chains.clone_from(&next),
-                _ if op.starts_with(':') => drop(next.insert(op[1..].to_owned(), Vec::new())),
-                _ => assert!(op.starts_with('*'), "{line}"),
-            }
-        }
-        TableResponse::Done(String::new())
-    }
-}
-
-fn refused(stderr: &str) -> TableResponse {
-    TableResponse::Refused { program: "restore".to_owned(), status: 1, stderr: stderr.to_owned(), lines_before: 0 }
-}
-
-fn setup(variant: Variant, insert_mode: ChainInsertMode) -> Setup {
-    Setup { table: Table::Filter, variant, insert_mode, features: Features::default() }
-}
-
-fn driver(variant: Variant, insert_mode: ChainInsertMode) -> TableDriver {
-    TableDriver::new(FILTER, setup(variant, insert_mode), Some(REFRESH))
-}
-
 /// A driver whose program is in the kernel.
 fn settled(variant: Variant) -> TableDriver {
     let mut driver = driver(variant, ChainInsertMode::Insert);
@@ -668,40 +550,4 @@ fn at((index, mut rule): (usize, Rule)) -> Rule {
         *place = u32::try_from(index).unwrap();
     }
     rule
-}
-
-fn with_origin(mut rule: Rule, number: u32) -> Rule {
-    let key = model::PolicyKey {
-        kind: model::PolicyKind::NetworkPolicy,
-        namespace: "ns".into(),
-        name: format!("policy-{number}").into(),
-    };
-    rule.origin = Some(Origin::Policy { key, direction: Direction::Ingress, index: 0 });
-    rule
-}
-
-fn refused_rule() -> Rule {
-    let tcp = Match::Protocol { negated: false, protocol: Protocol::Number(6) };
-    let icmp = Match::Icmp { family: Family::V4, negated: false, icmp: IcmpType { kind: 8, code: None } };
-    Rule::new(vec![tcp, icmp], Action::Accept)
-}
-
-fn put(changes: &mut TableChanges, chain_name: &str, rules: Vec<Rule>) {
-    changes.chains.insert(name(chain_name), Some(chain(chain_name, rules)));
-}
-
-fn chain(chain_name: &str, rules: Vec<Rule>) -> Arc<Chain> {
-    Arc::new(Chain { name: name(chain_name), rules })
-}
-
-fn jump(target: &str) -> Rule {
-    Rule::new(Vec::new(), Action::Jump(name(target)))
-}
-
-fn drop_all() -> Rule {
-    Rule::new(Vec::new(), Action::Drop)
-}
-
-fn name(text: &str) -> ChainName {
-    ChainName::new(text).unwrap()
 }

@@ -74,9 +74,7 @@ impl TableDriver {
     pub(super) fn release_what_is_not_as_it_was(&mut self, view: &View) {
         let stay = self.held.iter().filter(|(_, held)| held.instead.is_none()).map(|(name, _)| name.clone());
         for name in stay.collect::<Vec<_>>() {
-            let former = self.previous.get(&name).map(|chain| Wanted::new(Arc::clone(chain), &self.setup.features));
-            let kernel = view.ours.get(&name);
-            if !former.zip(kernel).is_some_and(|(former, kernel)| former.is_in(kernel)) {
+            if !self.has_former_contents(&name, view) {
                 self.previous.remove(&name);
                 self.held.remove(&name);
             }
@@ -238,11 +236,20 @@ impl TableDriver {
         if wanted.chain.rules.iter().any(|rule| rule.origin.is_some()) {
             return closed();
         }
-        if self.previous.contains_key(name) {
+        let stands = self.previous.contains_key(name)
+            && self.view.as_ref().is_none_or(|view| self.has_former_contents(name, view));
+        if stands {
             return Some(None);
         }
         let hooked = self.hooks.values().flat_map(|hooks| hooks.hooks().inserts.iter().chain(&hooks.hooks().appends));
         if hooked.filter_map(Rule::target).any(|target| target.as_str() == name) { None } else { closed() }
+    }
+
+    /// Returns whether a chain holds what was in force before the wanted contents. Somebody may have changed it,
+    /// and that is not to be kept.
+    fn has_former_contents(&self, name: &str, view: &View) -> bool {
+        let former = self.previous.get(name).map(|chain| Wanted::new(Arc::clone(chain), &self.setup.features));
+        former.zip(view.ours.get(name)).is_some_and(|(former, kernel)| former.is_in(kernel))
     }
 
     /// Holds dirty chains that name a set which could not be written, or a chain that nobody wants.
@@ -257,7 +264,7 @@ impl TableDriver {
             let rules = || wanted.chain.rules.iter();
             if let Some(set) = rules().flat_map(Rule::sets).find(|set| self.blocked_sets.contains(*set)) {
                 // Former contents first, even for policies: the set is ours to get right, not the policy's.
-                let former = self.previous.contains_key(name).then_some(None);
+                let former = self.has_former_contents(name, view).then_some(None);
                 let instead = former.or_else(|| self.instead(name)).ok_or_else(|| {
                     format!("chain {name} waits for set {set}, which could not be written, and cannot be closed")
                 })?;

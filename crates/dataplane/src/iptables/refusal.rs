@@ -3,7 +3,8 @@
 //! Fed with what the program wrote on standard error, feeds the table driver. A complaint that names the
 //! line of a rule is a suspicion; one that names only the `COMMIT` (legacy: the kernel refused something)
 //! makes every rule of the transaction a suspect. Suspects are tried in a chain that nothing refers to
-//! (see [`super::plan::probe_input`]), by halves, until one is refused all by itself.
+//! (see [`super::plan::probe_input`]), by halves, until one is refused all by itself, and an empty chain is not:
+//! a program that refuses everything says nothing about any rule.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -111,7 +112,9 @@ pub struct Hunt {
     /// Parts of the list that hold a culprit, if the complaint was about a rule at all.
     spans: VecDeque<Range<usize>>,
     found: Vec<(Suspect, String)>,
-    /// The program named the rules by line, so that each is tried by itself.
+    /// The empty chain was accepted after rules were refused.
+    controlled: bool,
+    /// The program named the rules by line, so that each is tried by itself, and it does not refuse everything.
     pub exact: bool,
 }
 
@@ -119,24 +122,34 @@ impl Hunt {
     /// Tries each suspect by itself.
     pub fn each(suspects: Vec<Suspect>) -> Self {
         let spans = (0..suspects.len()).map(|at| at..at + 1).collect();
-        Self { suspects, spans, found: Vec::new(), exact: true }
+        Self { suspects, spans, found: Vec::new(), controlled: false, exact: true }
     }
 
     /// Looks for one culprit by halves.
     pub fn by_halves(suspects: Vec<Suspect>) -> Self {
         let all = 0..suspects.len();
         let spans = if all.is_empty() { VecDeque::new() } else { VecDeque::from([all]) };
-        Self { suspects, spans, found: Vec::new(), exact: false }
+        Self { suspects, spans, found: Vec::new(), controlled: false, exact: false }
     }
 
     /// The rules to try next, or `None` when the hunt is over.
     pub fn probe(&self) -> Option<&[Suspect]> {
-        self.spans.front().and_then(|span| self.suspects.get(tried(span)))
+        match self.spans.front() {
+            Some(span) => self.suspects.get(tried(span)),
+            None => (!self.found.is_empty() && !self.controlled).then_some(&[]),
+        }
     }
 
     /// Takes the outcome of the probe: what the program said if it refused.
     pub fn answer(&mut self, refused: Option<String>) {
-        let Some(span) = self.spans.pop_front() else { return };
+        let Some(span) = self.spans.pop_front() else {
+            self.controlled = refused.is_none();
+            if refused.is_some() {
+                self.found.clear();
+                self.exact = false;
+            }
+            return;
+        };
         let probed = tried(&span);
         match refused {
             Some(message) if span.len() == 1 => {
@@ -238,8 +251,19 @@ mod tests {
                 let found = hunt.into_found();
                 assert_eq!(found.len(), 1);
                 assert_eq!(found[0].0.rule, culprit);
-                assert!(probes <= 8, "{probes} probes for {count} rules");
+                assert!(probes <= 9, "{probes} probes for {count} rules");
             }
+        }
+    }
+
+    #[test]
+    fn a_program_that_refuses_everything_convicts_nobody() {
+        let suspects = (0..9).map(|rule| Suspect { chain: "cali-a".into(), rule }).collect::<Vec<_>>();
+        for mut hunt in [Hunt::by_halves(suspects.clone()), Hunt::each(suspects)] {
+            while hunt.probe().is_some() {
+                hunt.answer(Some("no".to_owned()));
+            }
+            assert!(hunt.into_found().is_empty());
         }
     }
 
