@@ -24,7 +24,7 @@ use crate::error::DriverError;
 use crate::ipset::{Automatic, IpSets};
 use crate::iptables::parse::is_our_chain;
 use crate::iptables::variant::{self, Programs};
-use crate::iptables::{FamilyTables, Features, TableTools};
+use crate::iptables::{Checks, FamilyTables, TableTools};
 use crate::options::{ChainInsertMode, Options, Variant};
 use crate::report::{DriverReport, Report};
 use crate::retry::Backoff;
@@ -319,8 +319,8 @@ async fn prepare(options: &Options) -> Result<(Variant, Vec<FamilyTables>), Driv
         info!(program, variant = found.as_str(), ?features, "iptables chosen");
         in_use = found;
         let tools = TableTools::new(family, programs, &features, options.lock_probe, limit);
-        let (mode, refresh) = (options.insert_mode, options.table_refresh);
-        families.push(FamilyTables::new(family, tools, found, mode, features, refresh));
+        let checks = Checks { refresh: options.table_refresh, after_write: options.post_write_check };
+        families.push(FamilyTables::new(family, tools, found, options.insert_mode, features, checks));
     }
     if options.hold_restore_open {
         futures_util::future::join_all(families.iter_mut().map(FamilyTables::try_to_hold_open)).await;
@@ -347,7 +347,8 @@ async fn sweep(family: Family, variant: Variant, options: &Options) -> Vec<Drive
         Ok(_) | Err(_) => return Vec::new(),
     };
     let tools = TableTools::new(family, programs, &features, options.lock_probe, limit);
-    let mut tables = FamilyTables::new(family, tools, variant, ChainInsertMode::Insert, Features::default(), None);
+    let checks = Checks { refresh: None, after_write: options.post_write_check };
+    let mut tables = FamilyTables::new(family, tools, variant, ChainInsertMode::Insert, features, checks);
     let mut reports = tables.run().await;
     for report in &mut reports {
         report.driver = format!("{} ({})", report.driver, variant.as_str());

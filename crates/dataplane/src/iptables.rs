@@ -16,7 +16,7 @@ use program::BaseChain;
 
 pub use family::FamilyTables;
 pub use features::Features;
-pub use table::{TableDriver, TableRequest, TableResponse, TableStats};
+pub use table::{Checks, TableDriver, TableRequest, TableResponse, TableStats};
 pub use tools::TableTools;
 
 /// Returns the base chain of this name.

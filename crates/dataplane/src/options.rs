@@ -20,6 +20,9 @@ pub struct Options {
     pub remove_external_routes: bool,
     /// `IptablesRefreshInterval`; `None` turns the check off.
     pub table_refresh: Option<Duration>,
+    /// `IptablesPostWriteCheckIntervalSecs`: the first look at a table after a write; each further one waits
+    /// twice as long.
+    pub post_write_check: Duration,
     /// `IpsetsRefreshInterval`.
     pub set_refresh: Option<Duration>,
     /// `RouteRefreshInterval`.
@@ -72,6 +75,7 @@ impl Default for Options {
             route_protocol: 3,
             remove_external_routes: true,
             table_refresh: Some(Duration::from_secs(180)),
+            post_write_check: Duration::from_secs(5),
             set_refresh: Some(Duration::from_secs(90)),
             route_refresh: Some(Duration::from_secs(90)),
             link_refresh: Some(Duration::from_secs(90)),

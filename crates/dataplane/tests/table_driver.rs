@@ -7,7 +7,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use dataplane::driver::{Driver as _, Next};
-use dataplane::iptables::{Features, TableDriver, TableRequest, TableResponse};
+use dataplane::iptables::{Checks, Features, TableDriver, TableRequest, TableResponse};
 use dataplane::{ChainInsertMode, DriverError, Variant};
 use program::{Action, BaseChain, Hooks, InterfaceMatch, Match, Origin, Rule, SetName, Side, Table, TableChanges};
 
@@ -161,6 +161,28 @@ fn the_table_is_read_again_when_the_refresh_interval_is_over() {
 }
 
 #[test]
+fn looks_after_a_write_come_at_growing_intervals() {
+    let checks = Checks { refresh: None, after_write: Duration::from_secs(5) };
+    let mut driver = TableDriver::new(FILTER, setup(Variant::Nft, ChainInsertMode::Insert), checks);
+    driver.want(vector_program());
+    let start = Instant::now();
+    let mut kernel = FakeKernel::new(Variant::Nft);
+    kernel.run(&mut driver, start).unwrap();
+    let mut looks = Vec::new();
+    while let Some((due, _)) = driver.due() {
+        looks.push((due - start).as_secs());
+        kernel.run(&mut driver, due).unwrap();
+        assert_eq!(driver.take_stats().reads, if looks.len() == 1 { 2 } else { 1 });
+    }
+    assert_eq!(looks, [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560]);
+    // The next write starts over.
+    driver.want(vector_growth());
+    let later = start + Duration::from_secs(10_000);
+    kernel.run(&mut driver, later).unwrap();
+    assert_eq!(driver.due().map(|(due, _)| due - later), Some(Duration::from_secs(5)));
+}
+
+#[test]
 fn foreign_changes_are_counted_and_repaired_at_the_refresh() {
     let listing = |forward: &str, dispatch: &str| {
         format!(
@@ -236,7 +258,7 @@ fn rules_of_ours_in_chains_that_we_never_hooked_are_removed_and_similar_names_ar
 
 #[test]
 fn a_legacy_table_that_nobody_made_is_not_made_by_looking() {
-    let mut nothing = TableDriver::new(FILTER, setup(Variant::Legacy, ChainInsertMode::Insert), None);
+    let mut nothing = TableDriver::new(FILTER, setup(Variant::Legacy, ChainInsertMode::Insert), CHECKS);
     let now = Instant::now();
     assert_eq!(nothing.next(now), Next::Do(TableRequest::Save { table: Table::Filter, if_loaded: true }));
     nothing.handle(TableResponse::NotLoaded, now).unwrap();

@@ -16,7 +16,7 @@ use model::Family;
 use program::{SetName, Table, TableChanges, TableId};
 
 use super::plan::Setup;
-use super::table::{TableDriver, label};
+use super::table::{Checks, TableDriver, label};
 use super::tools::TableTools;
 use crate::driver::{Driver as _, Next};
 use crate::error::DriverError;
@@ -41,10 +41,10 @@ impl FamilyTables {
         variant: Variant,
         insert_mode: ChainInsertMode,
         features: super::Features,
-        refresh: Option<std::time::Duration>,
+        checks: Checks,
     ) -> Self {
         let driver = |table| {
-            TableDriver::new(TableId { family, table }, Setup { table, variant, insert_mode, features }, refresh)
+            TableDriver::new(TableId { family, table }, Setup { table, variant, insert_mode, features }, checks)
         };
         Self { family, tools, drivers: Table::ALL.into_iter().map(driver).collect(), missing_set: false }
     }

@@ -40,6 +40,7 @@ impl TableDriver {
     /// name them and are not in the kernel as wanted must wait.
     pub fn begin(&mut self, blocked_sets: BTreeSet<SetName>) {
         self.refusals = 0;
+        self.fresh = false;
         self.blocked_sets = blocked_sets;
         let blocked = &self.blocked_sets;
         let dirty = &mut self.dirty;

@@ -11,8 +11,8 @@
 //! | I6 | see [`super::parse`] |
 //! | I8 | a refused rule closes its policy or profile and nothing else |
 //!
-//! The table is read at the start, after any failure, when distrusted and when the refresh interval is
-//! over; not before each write.
+//! The table is read at the start, after any failure, when distrusted, when the refresh interval is over, and
+//! at growing intervals after a write; not before each write.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -32,6 +32,21 @@ use crate::driver::{Driver, Next};
 use crate::error::DriverError;
 use crate::options::Variant;
 use crate::retry::Backoff;
+
+/// Pause before the first look after a write, however short it is configured.
+const SHORTEST_CHECK: Duration = Duration::from_millis(50);
+
+/// Looks after a write end when their pause reaches this.
+const LONGEST_CHECK: Duration = Duration::from_secs(3600);
+
+/// When a table is read without a cause.
+#[derive(Clone, Copy, Debug)]
+pub struct Checks {
+    /// Time between comparisons with the kernel.
+    pub refresh: Option<Duration>,
+    /// Pause between a write and the first look after it.
+    pub after_write: Duration,
+}
 
 /// Chains that one line of the log names.
 const MAX_NAMES_IN_LOG: usize = 20;
@@ -77,7 +92,7 @@ pub struct TableStats {
 pub struct TableDriver {
     pub(super) id: TableId,
     pub(super) setup: Setup,
-    pub(super) refresh: Option<Duration>,
+    pub(super) checks: Checks,
     pub(super) backoff: Backoff,
     /// Why the last attempt failed.
     pub(super) reason: String,
@@ -94,11 +109,13 @@ pub struct TableDriver {
 
     /// What the kernel is believed to hold.
     pub(super) view: Option<View>,
-    /// The view comes from a listing, and nothing was written since.
+    /// The view was read in this apply, and nothing was written since.
     pub(super) fresh: bool,
     /// Everything wanted was in force at some time.
     pub(super) settled_once: bool,
     pub(super) read_at: Option<Instant>,
+    /// When the next look after a write is due, and how long it waited.
+    pub(super) check: Option<(Instant, Duration)>,
     pub(super) dirty: BTreeSet<Box<str>>,
     pub(super) dirty_hooks: BTreeSet<Box<str>>,
 
@@ -177,7 +194,7 @@ impl Driver for TableDriver {
         if let Some(until) = self.backoff.due().filter(|until| *until > now) {
             return Next::NotBefore(until);
         }
-        if self.view.is_none() || self.refresh_due().is_some_and(|due| due <= now) {
+        if self.view.is_none() || self.reading_due().is_some_and(|(due, _)| due <= now) {
             self.step = Step::Reading;
             let if_loaded = self.setup.variant == Variant::Legacy && self.wants_nothing();
             return Next::Do(TableRequest::Save { table: self.id.table, if_loaded });
@@ -206,7 +223,7 @@ impl Driver for TableDriver {
         let outcome = match mem::replace(&mut self.step, Step::Rest) {
             Step::Rest => Ok(()),
             Step::Reading => self.take_listing(response, now),
-            Step::Writing(transaction) => self.take_verdict(transaction, response),
+            Step::Writing(transaction) => self.take_verdict(transaction, response, now),
             Step::Hunting(hunt, cause) => self.take_probe(hunt, cause, response),
         };
         if let Err(error) = &outcome {
@@ -220,11 +237,11 @@ impl Driver for TableDriver {
 
 impl TableDriver {
     /// Makes a driver that knows nothing about the kernel. With nothing wanted it removes what is ours.
-    pub fn new(id: TableId, setup: Setup, refresh: Option<Duration>) -> Self {
+    pub fn new(id: TableId, setup: Setup, checks: Checks) -> Self {
         Self {
             id,
             setup,
-            refresh,
+            checks,
             backoff: Backoff::default(),
             reason: String::new(),
             chains: BTreeMap::new(),
@@ -237,6 +254,7 @@ impl TableDriver {
             fresh: false,
             settled_once: false,
             read_at: None,
+            check: None,
             dirty: BTreeSet::new(),
             dirty_hooks: BTreeSet::new(),
             step: Step::Rest,
@@ -278,8 +296,7 @@ impl TableDriver {
     /// When the driver wants to be asked again, and why.
     pub fn due(&self) -> Option<(Instant, &'static str)> {
         let retry = self.backoff.due().map(|at| (at, "retry of a table"));
-        let refresh = self.refresh_due().map(|at| (at, "refresh of a table"));
-        [retry, refresh].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [retry, self.reading_due()].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Why the next attempt is needed, if the last one failed.
@@ -358,8 +375,26 @@ impl TableDriver {
         self.chains.is_empty() && self.hooks.values().all(WantedHooks::is_empty)
     }
 
-    fn refresh_due(&self) -> Option<Instant> {
-        Some(self.read_at? + self.refresh?)
+    fn reading_due(&self) -> Option<(Instant, &'static str)> {
+        let refresh = self.read_at.zip(self.checks.refresh).map(|(at, pause)| (at + pause, "refresh of a table"));
+        let check = self.check.map(|(at, _)| (at, "check of a table after a write"));
+        [refresh, check].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Looks after a write come at growing intervals: whoever overwrote us by accident did it soon
+    /// (netfilter.md 16.7).
+    fn expect_check(&mut self, now: Instant) {
+        let first = self.checks.after_write.max(SHORTEST_CHECK);
+        self.check = Some((now + first, first));
+    }
+
+    fn note_check(&mut self, now: Instant) {
+        let Some((mut at, mut pause)) = self.check else { return };
+        while at <= now {
+            at += pause;
+            pause = pause.saturating_mul(2);
+        }
+        self.check = (pause < LONGEST_CHECK).then_some((at, pause));
     }
 
     pub(super) fn content(&self, name: &str) -> Content<'_> {
@@ -386,7 +421,10 @@ impl TableDriver {
             }
             TableResponse::Broken(error) => return Err(error),
         };
-        self.read_at = Some(now);
+        if self.read_at.replace(now).is_none() {
+            self.expect_check(now);
+        }
+        self.note_check(now);
         self.release_what_is_not_as_it_was(&view);
         self.compare(view);
         Ok(())
@@ -511,10 +549,16 @@ impl TableDriver {
         Ok((!text.is_empty()).then(|| Transaction { text: text.into(), chains, hooks }))
     }
 
-    fn take_verdict(&mut self, transaction: Transaction, response: TableResponse) -> Result<(), DriverError> {
+    fn take_verdict(
+        &mut self,
+        transaction: Transaction,
+        response: TableResponse,
+        now: Instant,
+    ) -> Result<(), DriverError> {
         match response {
             TableResponse::Done(_) | TableResponse::NotLoaded => {
                 self.commit(transaction);
+                self.expect_check(now);
                 Ok(())
             }
             TableResponse::Broken(error) => Err(error),

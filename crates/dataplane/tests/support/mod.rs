@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::driver::{Driver as _, Next};
 use dataplane::iptables::plan::Setup;
-use dataplane::iptables::{Features, TableDriver, TableRequest, TableResponse};
+use dataplane::iptables::{Checks, Features, TableDriver, TableRequest, TableResponse};
 use dataplane::{ChainInsertMode, DriverError, Variant};
 use program::{
     Action, Chain, ChainName, Direction, Family, IcmpType, Match, Origin, Protocol, Rule, Table, TableChanges, TableId,
@@ -21,6 +21,8 @@ use program::{
 
 pub const FILTER: TableId = TableId { family: Family::V4, table: Table::Filter };
 pub const REFRESH: Duration = Duration::from_secs(180);
+/// No look after a write comes before the refresh.
+pub const CHECKS: Checks = Checks { refresh: Some(REFRESH), after_write: Duration::from_secs(3599) };
 
 /// A table that refuses any line with an ICMP match, as the kernel does without the protocol.
 pub struct FakeKernel {
@@ -160,7 +162,7 @@ pub fn setup(variant: Variant, insert_mode: ChainInsertMode) -> Setup {
 }
 
 pub fn driver(variant: Variant, insert_mode: ChainInsertMode) -> TableDriver {
-    TableDriver::new(FILTER, setup(variant, insert_mode), Some(REFRESH))
+    TableDriver::new(FILTER, setup(variant, insert_mode), CHECKS)
 }
 
 pub fn with_origin(mut rule: Rule, number: u32) -> Rule {
