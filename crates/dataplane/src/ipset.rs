@@ -136,6 +136,7 @@ impl IpSets {
                 return report;
             }
             if let Err(error) = self.read_all(now, &mut report) {
+                self.distrust();
                 self.reading.failed(now);
                 report.errors.push(format!("sets cannot be read: {error}"));
                 return report;
@@ -154,7 +155,12 @@ impl IpSets {
                 break;
             }
         }
-        for set in self.sets.values_mut() {
+        for (name, set) in &mut self.sets {
+            let waited = set.wanted.is_some() && set.backoff.due().is_some_and(|due| due <= now);
+            if waited && set.removals(name).is_none() {
+                // What it waited for has come about.
+                set.backoff.succeeded();
+            }
             // Whatever is left undone without a reason is tried again soon.
             let undone = set.wanted.is_some() && !set.is_filled() && set.refused.is_empty();
             if undone && set.backoff.due().is_none() {
@@ -185,8 +191,7 @@ impl IpSets {
         if !plan.ops.is_empty() && !self.perform(plan, now, &mut report) {
             return report;
         }
-        let known = |set: &Set| set.wanted.is_none() || matches!(set.kernel, Kernel::Read { .. } | Kernel::Absent);
-        if self.sets.values().all(known) {
+        if self.all_known() {
             self.destroy_unwanted(now, &mut report);
         }
         report
@@ -216,17 +221,24 @@ impl IpSets {
     /// When the driver wants to be called again, and why. A moment in the past means at once.
     pub fn next_due(&self) -> Option<(Instant, &'static str)> {
         let last = self.last?;
-        let reading = match (self.read_at, self.refresh) {
-            (None, _) => Some((self.reading.due().unwrap_or(last), "sets must be read")),
-            (Some(read_at), Some(refresh)) => Some((read_at + refresh, "set refresh")),
-            (Some(_), None) => None,
+        let Some(read_at) = self.read_at else {
+            // Nothing else is done before.
+            return Some((self.reading.due().unwrap_or(last), "sets must be read"));
         };
-        let retries = self.sets.values().filter_map(|set| {
-            let why = if set.wanted.is_some() { "set retry" } else { "set removal" };
-            Some((set.backoff.due()?, why))
+        let refresh = self.refresh.map(|period| (read_at + period, "set refresh"));
+        let may_remove = self.all_known();
+        let retries = self.sets.values().filter_map(|set| match &set.wanted {
+            Some(_) => Some((set.backoff.due()?, "set retry")),
+            None => Some((set.backoff.due().filter(|_| may_remove)?, "set removal")),
         });
         let unfinished = self.unfinished.then_some((last, "set removal"));
-        reading.into_iter().chain(retries).chain(unfinished).min()
+        refresh.into_iter().chain(retries).chain(unfinished).min()
+    }
+
+    /// True if the contents of all wanted sets are known; only then sets that are not wanted go (I3).
+    fn all_known(&self) -> bool {
+        let known = |set: &Set| set.wanted.is_none() || matches!(set.kernel, Kernel::Read { .. } | Kernel::Absent);
+        self.sets.values().all(known)
     }
 
     // === reading ===
@@ -308,7 +320,10 @@ impl IpSets {
         for name in names {
             match self.read_set(&name, report) {
                 Ok(reading) if reading.complete => (),
-                Ok(_) => self.distrust(),
+                Ok(_) => {
+                    self.distrust();
+                    self.reading.failed(now);
+                }
                 Err(error @ SetError::Lost(_)) => {
                     self.lost(&error, now, report);
                     return false;
@@ -340,6 +355,7 @@ impl IpSets {
             return;
         };
         if set.backoff.failures() < READINGS {
+            set.kernel = Kernel::Unread;
             set.problem = Some(error.to_string());
             set.backoff.failed(now);
         } else {

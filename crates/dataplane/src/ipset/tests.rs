@@ -485,7 +485,7 @@ fn some_nets(set: &str, numbers: &[u8]) -> BTreeSet<Member> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     /// Any history of wishes, foreign changes and failures ends with the kernel as wanted, and no
     /// apply takes anything out before it has put everything in.
@@ -549,6 +549,8 @@ proptest! {
                         prop_assert!(kernel.sets[*set].members.is_superset(members), "{set} is neither filled nor failed");
                     }
                     bed.sets.write_removals(bed.now);
+                    let due = bed.sets.next_due();
+                    prop_assert!(due.is_some_and(|(due, _)| due > bed.now), "would be called at once: {due:?}");
                 }
                 Step::Wait(seconds) => bed.now += Duration::from_secs(seconds),
             }

@@ -1,0 +1,641 @@
+//! The route driver against a kernel in memory.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+use super::plan::KernelRoute;
+use super::wire::Reading;
+use super::*;
+
+/// The main tables and the neighbours of a kernel.
+#[derive(Debug, Default)]
+struct FakeKernel {
+    routes: BTreeMap<(Family, RouteKey), Vec<KernelRoute>>,
+    /// With whether they are permanent.
+    neighbours: BTreeMap<(u32, std::net::Ipv4Addr), ([u8; 6], bool)>,
+    log: Vec<String>,
+    /// Errors for the next operations.
+    errors: Vec<i32>,
+    deaf: u32,
+    interrupted: u32,
+    reads: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+struct FakeTransport(Arc<Mutex<FakeKernel>>);
+
+impl FakeKernel {
+    fn hears(&mut self) -> io::Result<()> {
+        if self.deaf == 0 {
+            return Ok(());
+        }
+        self.deaf -= 1;
+        Err(io::ErrorKind::TimedOut.into())
+    }
+
+    fn perform(&mut self, family: Family, op: &RouteOp) -> Result<(), i32> {
+        self.log.push(show_op(op));
+        if let Some(code) = self.errors.pop() {
+            return Err(code);
+        }
+        match op {
+            RouteOp::Replace(key, route) => {
+                let routes = self.routes.entry((family, *key)).or_default();
+                match routes.first_mut() {
+                    Some(first) => *first = *route,
+                    None => routes.push(*route),
+                }
+                let route = routes[0];
+                let mut seen = false;
+                routes.retain(|other| *other != route || !std::mem::replace(&mut seen, true));
+            }
+            RouteOp::Delete(key, index) => {
+                let any = family == Family::V4 && key.metric == 0;
+                let fits = |other: &RouteKey| *other == *key || (any && other.destination == key.destination);
+                let found = self.routes.iter_mut().find_map(|((of, other), routes)| {
+                    let at = routes.iter().position(|route| route.index == *index);
+                    (*of == family && fits(other)).then_some(())?;
+                    at.map(|at| (*other, routes.remove(at)))
+                });
+                let (other, _) = found.ok_or(libc::ESRCH)?;
+                self.routes.retain(|(of, key), routes| (*of, *key) != (family, other) || !routes.is_empty());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Transport for FakeTransport {
+    fn read(&mut self, family: Family) -> io::Result<Reading> {
+        let mut kernel = self.0.lock().unwrap();
+        kernel.hears()?;
+        kernel.reads += 1;
+        let complete = kernel.interrupted == 0;
+        kernel.interrupted = kernel.interrupted.saturating_sub(1);
+        let routes = kernel.routes.iter().filter(|((of, _), _)| *of == family);
+        let routes = routes.flat_map(|((_, key), routes)| routes.iter().map(|route| (*key, *route)));
+        Ok(Reading { routes: routes.step_by(if complete { 1 } else { 2 }).collect(), complete })
+    }
+
+    fn read_neighbours(&mut self) -> io::Result<Vec<Neighbour>> {
+        let mut kernel = self.0.lock().unwrap();
+        kernel.hears()?;
+        let permanent = kernel.neighbours.iter().filter(|(_, (_, permanent))| *permanent);
+        Ok(permanent
+            .map(|((index, address), (mac, _))| Neighbour { index: *index, address: *address, mac: *mac })
+            .collect())
+    }
+
+    fn perform(&mut self, family: Family, ops: &[RouteOp]) -> io::Result<Vec<Result<(), i32>>> {
+        let mut kernel = self.0.lock().unwrap();
+        kernel.hears()?;
+        Ok(ops.iter().map(|op| kernel.perform(family, op)).collect())
+    }
+
+    fn write_neighbours(&mut self, neighbours: &[Neighbour]) -> io::Result<Vec<Result<(), i32>>> {
+        let mut kernel = self.0.lock().unwrap();
+        kernel.hears()?;
+        for neighbour in neighbours {
+            kernel.log.push(format!("neighbour {} {} {:x}", neighbour.index, neighbour.address, neighbour.mac[5]));
+            kernel.neighbours.insert((neighbour.index, neighbour.address), (neighbour.mac, true));
+        }
+        Ok(vec![Ok(()); neighbours.len()])
+    }
+}
+
+struct Bed {
+    now: Instant,
+    transport: FakeTransport,
+    routes: Routes,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let transport = FakeTransport::default();
+        let mut bed = Self { now: Instant::now(), routes: driver(&transport), transport };
+        bed.link("lo", 1, true);
+        bed.link("eth0", 2, true);
+        bed
+    }
+
+    fn restart(&mut self) {
+        let interfaces = std::mem::take(&mut self.routes.interfaces);
+        self.routes = Routes { interfaces, ..driver(&self.transport) };
+    }
+
+    fn kernel(&self) -> MutexGuard<'_, FakeKernel> {
+        self.transport.0.lock().unwrap()
+    }
+
+    fn link(&mut self, name: &str, index: u32, up: bool) {
+        self.routes.want_link(&name.into(), Some(LinkState { index, up, generation: 1 }));
+    }
+
+    fn no_link(&mut self, name: &str, index: u32) {
+        self.flush(index);
+        self.routes.want_link(&name.into(), None);
+    }
+
+    /// The kernel drops all routes of an interface.
+    fn flush(&self, index: u32) {
+        self.kernel().routes.retain(|_, routes| {
+            routes.retain(|route| route.index != index);
+            !routes.is_empty()
+        });
+    }
+
+    /// `10.65.0.2/32@1024` per route.
+    fn want(&mut self, name: &str, routes: &str) {
+        for family in Family::BOTH {
+            let specs = routes.split_whitespace().map(|text| {
+                let (destination, metric) = text.split_once('@').unwrap();
+                let destination = destination.parse().unwrap();
+                RouteSpec { destination, metric: metric.parse().unwrap(), mac: Some([0xee; 6]) }
+            });
+            let specs: Vec<_> = specs.filter(|spec| Family::of(&spec.destination) == family).collect();
+            self.routes.want_routes(family, &name.into(), specs);
+        }
+    }
+
+    fn put(&self, destination: &str, metric: u32, index: u32, protocol: u8) {
+        let destination: IpNet = destination.parse().unwrap();
+        let family = Family::of(&destination);
+        let scope = if family == Family::V4 { 253 } else { 0 };
+        let route = KernelRoute { index, protocol, kind: 1, scope, special: false };
+        let key = RouteKey { destination, tos: 0, metric };
+        self.kernel().routes.entry((family, key)).or_default().push(route);
+    }
+
+    fn sync(&mut self) -> DriverReport {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.routes.sync(self.now))
+    }
+
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.kernel().log)
+    }
+
+    fn state(&self) -> Vec<String> {
+        let kernel = self.kernel();
+        let all = kernel.routes.iter().flat_map(|((_, key), routes)| routes.iter().map(move |route| show(key, route)));
+        all.collect()
+    }
+}
+
+fn driver(transport: &FakeTransport) -> Routes {
+    Routes::with_transport(&Options::default(), Box::new(transport.clone()))
+}
+
+fn show(key: &RouteKey, route: &KernelRoute) -> String {
+    format!("{}@{} dev {} proto {}", key.destination, key.metric, route.index, route.protocol)
+}
+
+fn show_op(op: &RouteOp) -> String {
+    match op {
+        RouteOp::Replace(key, route) => format!("replace {}@{} {}", key.destination, key.metric, route.index),
+        RouteOp::Delete(key, index) => format!("delete {}@{} {index}", key.destination, key.metric),
+    }
+}
+
+#[test]
+fn a_route_waits_for_its_interface_and_goes_with_it() {
+    for (route, metric) in [("10.65.0.2/32", 1024), ("fd10::2/128", 1024)] {
+        let mut bed = Bed::new();
+        bed.want("cali1", &format!("{route}@{metric}"));
+        bed.sync();
+        assert_eq!(bed.log().len(), 0, "no interface");
+        bed.link("cali1", 7, false);
+        bed.sync();
+        assert_eq!(bed.log().len(), 0, "not up");
+        bed.link("cali1", 7, true);
+        bed.sync();
+        assert_eq!(bed.log()[0], format!("replace {route}@{metric} 7"));
+        bed.link("cali1", 7, false);
+        bed.sync();
+        assert_eq!(bed.log(), [format!("delete {route}@{metric} 7")]);
+        bed.link("cali1", 7, true);
+        bed.sync();
+        assert_eq!(bed.state(), [format!("{route}@{metric} dev 7 proto 3")]);
+        bed.log();
+        bed.no_link("cali1", 7);
+        assert_eq!(bed.sync().errors, Vec::<String>::new());
+        assert_eq!((bed.log().len(), bed.state().len()), (0, 0), "the kernel took the route along");
+    }
+}
+
+#[test]
+fn an_unchanged_restart_writes_nothing() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.want("cali1", "10.65.0.2/32@1024 fd10::2/128@0");
+    assert_eq!(bed.sync().writes, 3);
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 7 proto 3", "fd10::2/128@1024 dev 7 proto 3"]);
+    bed.restart();
+    bed.want("cali1", "10.65.0.2/32@1024 fd10::2/128@0");
+    let report = bed.sync();
+    assert_eq!((report.writes, report.reads, report.errors.len()), (0, 3, 0));
+    let report = bed.sync();
+    assert_eq!((report.writes, report.reads), (0, 0));
+    assert_eq!(bed.routes.next_due(), Some((bed.now + Duration::from_secs(90), "route refresh")));
+}
+
+#[test]
+fn a_route_of_another_shape_is_rewritten() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.put("10.65.0.2/32", 1024, 7, 4);
+    bed.put("10.65.0.3/32", 1024, 2, 3);
+    bed.want("cali1", "10.65.0.2/32@1024 10.65.0.3/32@1024");
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 7 proto 3", "10.65.0.3/32@1024 dev 7 proto 3"]);
+}
+
+#[test]
+fn the_new_route_is_there_before_the_old_one_goes() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.put("10.65.0.2/32", 0, 7, 3);
+    bed.put("10.65.0.9/32", 0, 7, 3);
+    bed.want("cali1", "10.65.0.2/32@1024");
+    bed.sync();
+    let expected = ["delete 10.65.0.9/32@0 7", "replace 10.65.0.2/32@1024 7", "delete 10.65.0.2/32@0 7"];
+    assert_eq!(bed.log()[..3], expected);
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 7 proto 3"]);
+}
+
+#[test]
+fn deleting_a_route_without_metric_that_is_gone_does_not_cost_its_successor() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.put("10.65.0.2/32", 0, 7, 3);
+    bed.sync();
+    // Somebody else deletes it meanwhile; the kernel takes a metric of 0 for "any".
+    bed.kernel().routes.clear();
+    bed.want("cali1", "10.65.0.2/32@1024");
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 7 proto 3"]);
+}
+
+#[test]
+fn unknown_routes_of_a_new_interface_stay_for_ten_seconds() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.put("10.65.0.2/32", 0, 7, 3);
+    bed.put("10.65.8.0/26", 0, 2, 80);
+    bed.put("10.65.9.0/26", 0, 2, 12);
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.0.2/32@0 dev 7 proto 3", "10.65.9.0/26@0 dev 2 proto 12"]);
+    assert_eq!(bed.routes.next_due(), Some((bed.now + Duration::from_secs(10), "routes of unknown workloads")));
+    bed.now += Duration::from_secs(10);
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.9.0/26@0 dev 2 proto 12"]);
+    assert_eq!(bed.routes.next_due().unwrap().1, "route refresh");
+}
+
+#[test]
+fn once_an_interface_had_routes_its_unwanted_ones_go_at_once() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.want("cali1", "10.65.0.2/32@1024");
+    bed.sync();
+    bed.want("cali1", "");
+    bed.put("10.65.0.3/32", 0, 7, 4);
+    bed.routes.distrust();
+    bed.sync();
+    assert_eq!(bed.state().len(), 0);
+}
+
+#[test]
+fn of_two_interfaces_the_newest_that_is_up_gets_the_address() {
+    let mut bed = Bed::new();
+    bed.link("cali-a", 10, true);
+    bed.link("cali-b", 14, true);
+    bed.want("cali-a", "10.65.0.2/32@1024");
+    bed.sync();
+    bed.want("cali-b", "10.65.0.2/32@1024");
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 14 proto 3"]);
+    bed.link("cali-b", 14, false);
+    bed.log();
+    bed.sync();
+    assert_eq!(bed.log(), ["replace 10.65.0.2/32@1024 10"], "one step, no hole");
+    bed.link("cali-b", 14, true);
+    bed.sync();
+    bed.want("cali-b", "");
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 10 proto 3"]);
+}
+
+#[test]
+fn a_short_outage_that_only_the_generation_shows_brings_the_routes_back() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.want("cali1", "10.65.0.2/32@1024");
+    bed.sync();
+    bed.kernel().routes.clear();
+    bed.log();
+    bed.sync();
+    assert_eq!(bed.log().len(), 0);
+    bed.routes.want_link(&"cali1".into(), Some(LinkState { index: 7, up: true, generation: 2 }));
+    bed.sync();
+    assert_eq!(bed.log(), ["replace 10.65.0.2/32@1024 7", "neighbour 7 10.65.0.2 ee"]);
+}
+
+#[test]
+fn the_same_name_with_another_index_is_another_interface() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.want("cali1", "10.65.0.2/32@1024");
+    bed.sync();
+    bed.kernel().routes.clear();
+    bed.link("cali1", 9, true);
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 9 proto 3"]);
+}
+
+#[test]
+fn foreign_changes_are_repaired_at_the_refresh() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.want("cali1", "10.65.0.2/32@1024");
+    bed.sync();
+    bed.kernel().routes.clear();
+    bed.put("10.65.0.3/32", 0, 7, 4);
+    bed.kernel().neighbours.values_mut().for_each(|neighbour| neighbour.1 = false);
+    bed.now += Duration::from_secs(90);
+    assert_eq!(bed.sync().writes, 3);
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 7 proto 3"]);
+    assert!(bed.kernel().neighbours.values().all(|neighbour| neighbour.1));
+}
+
+#[test]
+fn neighbours_are_written_for_single_ipv4_addresses_whenever_it_matters() {
+    let mut bed = Bed::new();
+    bed.link("tap1", 7, true);
+    bed.routes.interfaces = {
+        let options = Options { interface_prefixes: vec!["tap".into()], ..Options::default() };
+        let mut interfaces = Interfaces::new(&options);
+        interfaces.update(&"tap1".into(), Some(LinkState { index: 7, up: true, generation: 1 }));
+        interfaces
+    };
+    bed.want("tap1", "10.65.0.2/32@1024 10.66.0.0/24@1024 fd10::2/128@1024");
+    bed.sync();
+    let neighbours = |log: Vec<String>| log.into_iter().filter(|line| line.starts_with("neigh")).collect::<Vec<_>>();
+    assert_eq!(neighbours(bed.log()), ["neighbour 7 10.65.0.2 ee"]);
+    bed.want("tap1", "10.65.0.2/32@1024 10.65.0.3/32@1024");
+    bed.sync();
+    assert_eq!(neighbours(bed.log()), ["neighbour 7 10.65.0.2 ee", "neighbour 7 10.65.0.3 ee"]);
+    bed.want("tap1", "10.65.0.2/32@1024 10.65.0.3/32@1024");
+    bed.sync();
+    assert_eq!(neighbours(bed.log()).len(), 0);
+    bed.link("tap1", 7, false);
+    bed.sync();
+    bed.link("tap1", 7, true);
+    bed.sync();
+    assert_eq!(neighbours(bed.log()).len(), 2);
+    bed.kernel().neighbours.insert((7, [10, 65, 0, 2].into()), ([1; 6], true));
+    bed.now += Duration::from_secs(90);
+    bed.sync();
+    assert_eq!(neighbours(bed.log()), ["neighbour 7 10.65.0.2 ee"], "only the one that differs");
+}
+
+#[test]
+fn a_vanished_interface_is_no_error_and_the_others_are_served() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.link("cali2", 8, true);
+    bed.want("cali1", "10.65.0.1/32@1024");
+    bed.want("cali2", "10.65.0.2/32@1024");
+    bed.kernel().errors = vec![libc::ENODEV];
+    let report = bed.sync();
+    assert_eq!(report.errors.len(), 0);
+    assert!(report.waiting.unwrap().contains("cali1"));
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 8 proto 3"]);
+    assert_eq!(bed.routes.next_due(), Some((bed.now + Duration::from_millis(100), "route retry")));
+    // If the interface is said to be there for long, somebody should know.
+    for round in 1..4 {
+        bed.kernel().errors = vec![libc::ENODEV];
+        bed.now += Duration::from_secs(1);
+        assert_eq!(bed.sync().errors.len(), usize::from(round == 3));
+    }
+    bed.no_link("cali1", 7);
+    bed.sync();
+    assert_eq!(bed.routes.next_due().unwrap().1, "route refresh");
+}
+
+#[test]
+fn a_refused_route_is_named_and_tried_again() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.want("cali1", "10.65.0.1/32@1024 fd10::1/128@1024");
+    bed.kernel().errors = vec![libc::EINVAL];
+    let errors = bed.sync().errors;
+    assert!(errors.len() == 1 && errors[0].contains("10.65.0.1/32") && errors[0].contains("cali1"), "{errors:?}");
+    assert_eq!(bed.state(), ["fd10::1/128@1024 dev 7 proto 3"]);
+    bed.now += Duration::from_millis(100);
+    assert_eq!(bed.sync().errors.len(), 0);
+    assert_eq!((bed.state().len(), bed.routes.next_due().unwrap().1), (2, "route refresh"));
+}
+
+#[test]
+fn an_interrupted_reading_may_only_add() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.put("10.65.0.3/32", 0, 7, 4);
+    bed.put("10.65.0.4/32", 0, 7, 4);
+    bed.want("cali1", "10.65.0.2/32@1024");
+    bed.kernel().interrupted = 100;
+    let errors = bed.sync().errors;
+    assert!(errors[0].contains("none is deleted"), "{errors:?}");
+    assert_eq!(bed.state().len(), 3);
+    bed.kernel().interrupted = 0;
+    bed.now = bed.routes.next_due().unwrap().0;
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 7 proto 3"]);
+}
+
+#[test]
+fn without_an_answer_everything_is_read_again_later() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.want("cali1", "10.65.0.2/32@1024");
+    bed.kernel().deaf = 1;
+    assert_eq!(bed.sync().errors.len(), 1);
+    let (due, why) = bed.routes.next_due().unwrap();
+    assert_eq!((due, why), (bed.now + Duration::from_millis(100), "routes must be read"));
+    assert!(bed.sync().waiting.is_some());
+    bed.now = due;
+    bed.sync();
+    assert_eq!(bed.state().len(), 1);
+}
+
+#[test]
+fn without_ipv6_its_routes_are_left_alone() {
+    let transport = FakeTransport::default();
+    let options = Options { ipv6: false, ..Options::default() };
+    let routes = Routes::with_transport(&options, Box::new(transport.clone()));
+    let mut bed = Bed { now: Instant::now(), routes, transport };
+    bed.link("cali1", 7, true);
+    bed.put("fd10::2/128", 1024, 7, 80);
+    bed.want("cali1", "fd10::3/128@1024 10.65.0.2/32@1024");
+    bed.sync();
+    assert_eq!(bed.state(), ["10.65.0.2/32@1024 dev 7 proto 3", "fd10::2/128@1024 dev 7 proto 80"]);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Want(usize, Vec<(u8, bool)>),
+    Link(usize, bool),
+    NoLink(usize),
+    NewIndex(usize),
+    ForeignPut(u8, bool, usize, u8),
+    ForeignDelete(u8, bool),
+    Flap(usize),
+    Fail(i32),
+    Deaf(u32),
+    Interrupt(u32),
+    Sync,
+    Wait(u64),
+}
+
+const NAMES: [&str; 3] = ["cali1", "cali2", "cali3"];
+
+fn steps() -> impl Strategy<Value = Step> {
+    let code = prop::sample::select(vec![libc::ENODEV, libc::EINVAL, libc::ESRCH]);
+    prop_oneof![
+        3 => (0..3usize, prop::collection::vec((0..3u8, any::<bool>()), 0..4)).prop_map(|(n, w)| Step::Want(n, w)),
+        3 => (0..3usize, any::<bool>()).prop_map(|(n, up)| Step::Link(n, up)),
+        1 => (0..3usize).prop_map(Step::NoLink),
+        1 => (0..3usize).prop_map(Step::NewIndex),
+        2 => (0..3u8, any::<bool>(), 0..3usize, prop::sample::select(vec![3, 4, 80]))
+            .prop_map(|(d, m, n, p)| Step::ForeignPut(d, m, n, p)),
+        1 => (0..3u8, any::<bool>()).prop_map(|(d, m)| Step::ForeignDelete(d, m)),
+        1 => (0..3usize).prop_map(Step::Flap),
+        1 => code.prop_map(Step::Fail),
+        1 => (1..3u32).prop_map(Step::Deaf),
+        1 => (1..12u32).prop_map(Step::Interrupt),
+        4 => Just(Step::Sync),
+        1 => (0..20u64).prop_map(Step::Wait),
+    ]
+}
+
+fn destination(n: u8) -> IpNet {
+    ["10.65.0.1/32", "10.65.0.2/32", "fd10::1/128"][usize::from(n)].parse().unwrap()
+}
+
+fn metric(high: bool) -> u32 {
+    if high { 1024 } else { 512 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// Any history of wishes, interfaces, foreign changes and failures ends with the kernel as wanted,
+    /// and with the routes of others as they were.
+    #[test]
+    fn any_history_ends_with_the_kernel_as_wanted(history in prop::collection::vec(steps(), 0..40)) {
+        let mut bed = Bed::new();
+        bed.put("0.0.0.0/0", 0, 2, 16);
+        let mut links: BTreeMap<usize, (u32, bool)> = BTreeMap::new();
+        let mut wanted: BTreeMap<usize, BTreeSet<(u8, bool)>> = BTreeMap::new();
+        let mut next_index = 10;
+        let mut generation = 1;
+        for step in history {
+            match step {
+                Step::Want(n, routes) => {
+                    let text: Vec<String> =
+                        routes.iter().map(|(d, m)| format!("{}@{}", destination(*d), metric(*m))).collect();
+                    bed.want(NAMES[n], &text.join(" "));
+                    wanted.insert(n, routes.into_iter().collect());
+                }
+                Step::Link(n, up) => {
+                    let link = links.entry(n).or_insert_with(|| { next_index += 1; (next_index, up) });
+                    link.1 = up;
+                    let (index, up) = *link;
+                    if !up {
+                        bed.flush(index);
+                    }
+                    generation += 1;
+                    bed.routes.want_link(&NAMES[n].into(), Some(LinkState { index, up, generation }));
+                }
+                Step::NoLink(n) => {
+                    if let Some((index, _)) = links.remove(&n) {
+                        bed.no_link(NAMES[n], index);
+                    }
+                }
+                Step::NewIndex(n) => {
+                    if let Some(link) = links.get_mut(&n) {
+                        let old = link.0;
+                        next_index += 1;
+                        link.0 = next_index;
+                        let state = LinkState { index: link.0, up: link.1, generation };
+                        bed.flush(old);
+                        bed.routes.want_link(&NAMES[n].into(), Some(state));
+                    }
+                }
+                Step::ForeignPut(d, m, n, protocol) => {
+                    if let Some((index, true)) = links.get(&n).copied() {
+                        let text = destination(d).to_string();
+                        let family = Family::of(&destination(d));
+                        let key = RouteKey { destination: destination(d), tos: 0, metric: metric(m) };
+                        let taken = bed.kernel().routes.get(&(family, key)).is_some_and(|r| r.iter().any(|r| r.index == index));
+                        if !taken {
+                            bed.put(&text, metric(m), index, protocol);
+                        }
+                    }
+                }
+                Step::ForeignDelete(d, m) => {
+                    let key = RouteKey { destination: destination(d), tos: 0, metric: metric(m) };
+                    bed.kernel().routes.remove(&(Family::of(&destination(d)), key));
+                }
+                Step::Flap(n) => {
+                    if let Some((index, true)) = links.get(&n).copied() {
+                        generation += 1;
+                        bed.flush(index);
+                        bed.routes.want_link(&NAMES[n].into(), Some(LinkState { index, up: true, generation }));
+                    }
+                }
+                Step::Fail(code) => bed.kernel().errors.push(code),
+                Step::Deaf(calls) => bed.kernel().deaf = calls,
+                Step::Interrupt(calls) => bed.kernel().interrupted = calls,
+                Step::Sync => {
+                    bed.sync();
+                    let due = bed.routes.next_due();
+                    let again = bed.routes.doubt == Doubt::Routes;
+                    prop_assert!(again || due.is_some_and(|(due, _)| due > bed.now), "would be called at once: {due:?}");
+                }
+                Step::Wait(seconds) => bed.now += Duration::from_secs(seconds),
+            }
+        }
+        {
+            let mut kernel = bed.kernel();
+            (kernel.deaf, kernel.interrupted) = (0, 0);
+            kernel.errors.clear();
+        }
+        for _ in 0..3 {
+            bed.now += Duration::from_secs(100);
+            bed.sync();
+        }
+        let mut expected = BTreeMap::new();
+        for (n, routes) in &wanted {
+            if let Some((index, true)) = links.get(n) {
+                for (d, m) in routes {
+                    let best = expected.entry((Family::of(&destination(*d)), destination(*d), metric(*m))).or_insert(0);
+                    *best = *index.max(best);
+                }
+            }
+        }
+        let mut lines: Vec<String> =
+            expected.iter().map(|((_, d, m), index)| format!("{d}@{m} dev {index} proto 3")).collect();
+        lines.push("0.0.0.0/0@0 dev 2 proto 16".to_owned());
+        lines.sort();
+        let mut state = bed.state();
+        state.sort();
+        prop_assert_eq!(state, lines);
+        bed.now += Duration::from_secs(1);
+        let last = bed.sync();
+        prop_assert_eq!((last.writes, last.reads, last.errors.len()), (0, 0, 0));
+    }
+}

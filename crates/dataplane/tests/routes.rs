@@ -1,0 +1,329 @@
+//! The route driver against the real kernel, with `ip` as the independent witness.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "test code")]
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use dataplane::routes::Routes;
+use dataplane::{DriverReport, Options};
+use ipnet::IpNet;
+use model::{Family, LinkState, Name};
+use program::RouteSpec;
+use testkit::netns::in_new_netns;
+
+fn sh(line: &str) -> String {
+    let output = Command::new("sh").args(["-ec", line]).env("LC_ALL", "C").output().unwrap();
+    assert!(output.status.success(), "`{line}`: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+struct Host {
+    routes: Routes,
+    now: Instant,
+    generation: u32,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self { routes: Self::driver(), now: Instant::now(), generation: 0 }
+    }
+
+    fn driver() -> Routes {
+        let prefixes = vec!["cali".to_owned(), "tap".to_owned()];
+        Routes::new(&Options { interface_prefixes: prefixes, ..Options::default() })
+    }
+
+    /// Tells the driver of all interfaces, as the link monitor would.
+    fn links(&mut self, names: &[&str]) {
+        for name in names {
+            let text = sh(&format!("ip -o link show {name} || true"));
+            let state = text.split_once(':').map(|(index, rest)| {
+                let up = rest.contains("LOWER_UP") && rest.contains(",UP");
+                LinkState { index: index.trim().parse().unwrap(), up, generation: self.generation }
+            });
+            self.routes.want_link(&Name::from(*name), state);
+        }
+    }
+
+    fn want(&mut self, name: &str, destinations: &str) {
+        for family in Family::BOTH {
+            let all = destinations.split_whitespace().map(|text| text.parse::<IpNet>().unwrap());
+            let specs = all.filter(|net| Family::of(net) == family).map(|destination| RouteSpec {
+                destination,
+                metric: 1024,
+                mac: Some([0xee; 6]),
+            });
+            self.routes.want_routes(family, &name.into(), specs.collect());
+        }
+    }
+
+    fn try_sync(&mut self) -> DriverReport {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.routes.sync(self.now))
+    }
+
+    /// Returns the number of writes.
+    fn sync(&mut self) -> u64 {
+        let report = self.try_sync();
+        assert_eq!(report.errors, Vec::<String>::new());
+        report.writes
+    }
+}
+
+fn veth(name: &str) {
+    sh(&format!("ip link add {name} type veth peer name p{name}; ip link set {name} up; ip link set p{name} up"));
+}
+
+/// Routes of both families through an interface, as `ip` prints them, without what the kernel adds itself.
+fn shown(name: &str) -> Vec<String> {
+    let text = sh(&format!("ip -d route show dev {name}; ip -d -6 route show dev {name}"));
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.filter(|line| !line.contains("fe80::/64") && !line.contains("ff00::/8")).collect()
+}
+
+#[test]
+fn local_workloads_get_exactly_the_documented_routes_and_neighbours() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        veth("tap1a2b3c4d-5e");
+        let mut host = Host::new();
+        host.links(&["lo", "tap1a2b3c4d-5e"]);
+        host.want("tap1a2b3c4d-5e", "10.65.0.7/32 192.0.2.10/32 fd10::2/128");
+        assert_eq!(host.sync(), 5);
+        assert_eq!(
+            shown("tap1a2b3c4d-5e"),
+            [
+                "unicast 10.65.0.7 proto boot scope link metric 1024",
+                "unicast 192.0.2.10 proto boot scope link metric 1024",
+                "unicast fd10::2 proto boot scope global metric 1024 pref medium",
+            ]
+        );
+        let neighbours = sh("ip neigh show nud permanent dev tap1a2b3c4d-5e");
+        let mut neighbours: Vec<&str> =
+            neighbours.lines().map(str::trim).filter(|line| !line.starts_with("ff")).collect();
+        neighbours.sort_unstable();
+        let expected =
+            ["10.65.0.7 lladdr ee:ee:ee:ee:ee:ee PERMANENT", "192.0.2.10 lladdr ee:ee:ee:ee:ee:ee PERMANENT"];
+        assert_eq!(neighbours, expected);
+
+        // A successor finds everything as it wants it, neighbours too; so does a refresh.
+        host.routes = Host::driver();
+        host.links(&["lo", "tap1a2b3c4d-5e"]);
+        host.want("tap1a2b3c4d-5e", "10.65.0.7/32 192.0.2.10/32 fd10::2/128");
+        assert_eq!(host.sync(), 0);
+        host.now += Duration::from_secs(90);
+        assert_eq!(host.sync(), 0);
+
+        host.want("tap1a2b3c4d-5e", "");
+        assert_eq!(host.sync(), 3);
+        assert_eq!(shown("tap1a2b3c4d-5e").len(), 0);
+    });
+}
+
+#[test]
+fn routes_follow_their_interface_down_up_away_and_back() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        veth("cali1");
+        let mut host = Host::new();
+        host.links(&["lo", "cali1"]);
+        host.want("cali1", "10.65.0.2/32 fd10::2/128");
+        host.sync();
+        assert_eq!(shown("cali1").len(), 2);
+        // Only the carrier is lost: the kernel keeps the routes, we do not.
+        sh("ip link set pcali1 down");
+        host.links(&["cali1"]);
+        host.sync();
+        assert_eq!(shown("cali1").len(), 0);
+        sh("ip link set pcali1 up");
+        host.links(&["cali1"]);
+        host.sync();
+        assert_eq!(shown("cali1").len(), 2);
+        // Down and up again unseen.
+        sh("ip link set cali1 down; ip link set cali1 up");
+        assert_eq!(shown("cali1").len(), 0);
+        host.generation += 1;
+        host.links(&["cali1"]);
+        host.sync();
+        assert_eq!(shown("cali1").len(), 2);
+        assert!(sh("ip neigh show dev cali1").contains("10.65.0.2 lladdr ee:ee:ee:ee:ee:ee PERMANENT"));
+        // Another interface of the same name.
+        sh("ip link del cali1");
+        veth("cali1");
+        host.links(&["cali1"]);
+        host.sync();
+        assert_eq!(shown("cali1").len(), 2);
+        // Gone before we hear of it: no error.
+        sh("ip link del cali1");
+        host.want("cali1", "10.65.0.3/32 fd10::3/128");
+        host.sync();
+        host.links(&["cali1"]);
+        host.sync();
+        // The refresh was over-due or not: nothing is left to be tried again.
+        assert_eq!(host.routes.next_due().unwrap().1, "route refresh");
+    });
+}
+
+#[test]
+fn an_interface_that_is_down_already_is_no_error() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        veth("cali1");
+        veth("cali2");
+        let mut host = Host::new();
+        host.links(&["lo", "cali1", "cali2"]);
+        sh("ip link set cali1 down");
+        host.want("cali1", "10.65.0.1/32 fd10::1/128");
+        host.want("cali2", "10.65.0.2/32 fd10::2/128");
+        let report = host.try_sync();
+        assert_eq!((report.errors.len(), report.waiting.is_some()), (0, true), "{report:?}");
+        assert_eq!(shown("cali2").len(), 2);
+    });
+}
+
+#[test]
+fn only_routes_of_ours_are_removed_and_new_interfaces_have_ten_seconds() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        veth("eth0");
+        veth("cali1");
+        veth("cali2");
+        sh("ip addr add 172.16.0.1/24 dev eth0; ip -6 addr add fd00::1/64 dev eth0 nodad
+            ip route add default via 172.16.0.254 proto dhcp; ip -6 route add default via fd00::fe
+            ip route add 10.65.9.0/26 via 172.16.0.9 proto bird; ip route add 10.65.8.0/26 via 172.16.0.9 proto 80
+            ip -6 route add fd10:8::/122 via fd00::9 proto 80; ip -6 route add fd10:9::/122 via fd00::9 proto bird
+            ip route add blackhole 10.65.7.0/26 proto bird; ip route add blackhole 10.65.6.0/26 proto 80
+            ip -6 route add blackhole fd10:6::/122 proto 80; ip -6 route add blackhole fd10:7::/122
+            ip route add 10.65.0.9 dev cali2 proto static; ip -6 route add fd10::9 dev cali2
+            ip route add 10.65.0.1 dev cali1; ip -6 route add fd10::1 dev cali1 metric 100
+            ip route add 10.65.0.1 dev cali1 table 77; ip addr add 10.99.0.1/24 dev cali2");
+        let mut host = Host::new();
+        host.links(&["lo", "eth0", "peth0", "cali1", "pcali1", "cali2", "pcali2"]);
+        host.want("cali1", "10.65.0.1/32 fd10::1/128");
+        host.sync();
+        // The interface with an endpoint has exactly what is wanted; the other one keeps what it has, for now.
+        assert_eq!(
+            shown("cali1"),
+            [
+                "unicast 10.65.0.1 proto boot scope link metric 1024",
+                "unicast fd10::1 proto boot scope global metric 1024 pref medium"
+            ]
+        );
+        assert_eq!(shown("cali2").len(), 3);
+        let (due, _) = host.routes.next_due().unwrap();
+        assert_eq!(due, host.now + Duration::from_secs(10));
+        host.now = due;
+        host.sync();
+        assert_eq!(shown("cali2").len(), 0);
+        let (v4, v6) = (sh("ip route show"), sh("ip -6 route show"));
+        for (text, there) in [
+            ("default via 172.16.0.254", true),
+            ("10.65.9.0/26", true),
+            ("10.65.7.0/26", true),
+            ("172.16.0.0/24", true),
+            ("10.65.8.0/26", false),
+            ("10.65.6.0/26", false),
+        ] {
+            assert_eq!(v4.contains(text), there, "{text} in\n{v4}");
+        }
+        for (text, there) in [
+            ("default via fd00::fe", true),
+            ("fd10:9::/122", true),
+            ("fd10:7::/122", true),
+            ("fe80::/64 dev cali1", true),
+            ("fd10:8::/122", false),
+            ("fd10:6::/122", false),
+        ] {
+            assert_eq!(v6.contains(text), there, "{text} in\n{v6}");
+        }
+        assert!(sh("ip route show table 77").contains("10.65.0.1"));
+        assert_eq!(host.sync(), 0);
+    });
+}
+
+#[test]
+fn the_newest_interface_gets_an_address_that_two_claim() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        veth("cali1");
+        veth("cali2");
+        let mut host = Host::new();
+        host.links(&["lo", "cali1", "cali2"]);
+        for name in ["cali1", "cali2"] {
+            host.want(name, "10.65.0.1/32 fd10::1/128");
+        }
+        host.sync();
+        assert_eq!((shown("cali1").len(), shown("cali2").len()), (0, 2));
+        sh("ip link set pcali2 down");
+        host.links(&["cali2"]);
+        host.sync();
+        assert_eq!((shown("cali1").len(), shown("cali2").len()), (2, 0));
+        // Somebody else adds duplicates of the same key.
+        sh(
+            "ip link set pcali2 up; ip route append 10.65.0.1 dev cali2 metric 1024; ip -6 route append fd10::1 dev cali2 metric 1024",
+        );
+        host.routes.distrust();
+        host.sync();
+        host.sync();
+        assert_eq!((shown("cali1").len(), shown("cali2").len()), (2, 0));
+        host.links(&["cali2"]);
+        host.sync();
+        assert_eq!((shown("cali1").len(), shown("cali2").len()), (0, 2));
+    });
+}
+
+#[test]
+fn foreign_changes_are_repaired_after_distrust() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        veth("cali1");
+        let mut host = Host::new();
+        host.links(&["lo", "cali1"]);
+        host.want("cali1", "10.65.0.1/32 10.65.0.2/32 fd10::1/128 fd10::2/128");
+        host.sync();
+        let before = shown("cali1");
+        sh("ip route del 10.65.0.1; ip route replace 10.65.0.2 dev cali1 metric 1024 src 127.0.0.1
+            ip -6 route del fd10::1; ip -6 route replace fd10::2 via fe80::1 dev cali1 metric 1024
+            ip route add 10.65.0.3 dev cali1; ip neigh replace 10.65.0.1 lladdr 02:00:00:00:00:01 dev cali1 nud reachable");
+        assert_ne!(shown("cali1"), before);
+        host.routes.distrust();
+        host.sync();
+        assert_eq!(shown("cali1"), before);
+        assert!(sh("ip neigh show dev cali1").contains("10.65.0.1 lladdr ee:ee:ee:ee:ee:ee PERMANENT"));
+        host.routes.distrust();
+        assert_eq!(host.sync(), 0);
+    });
+}
+
+#[test]
+fn ten_thousand_routes_are_written_in_batches_and_read_back() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        sh(
+            "sysctl -qw net.ipv6.route.max_size=2147483647 || true; ip link add cali1 type veth peer name p1; ip link set cali1 up; ip link set p1 up",
+        );
+        let mut host = Host::new();
+        host.links(&["lo", "cali1"]);
+        let count = 10_000u32;
+        let v4 = (0..count).map(|n| IpNet::new(std::net::Ipv4Addr::from_bits(0x0a41_0000 + n).into(), 32).unwrap());
+        let v6 = (0..count)
+            .map(|n| IpNet::new(std::net::Ipv6Addr::from_bits(0xfd10 << 112 | u128::from(n)).into(), 128).unwrap());
+        let spec = |destination| RouteSpec { destination, metric: 1024, mac: None };
+        let (v4, v6): (Vec<_>, Vec<_>) = (v4.map(spec).collect(), v6.map(spec).collect());
+        let fill = |routes: &mut Routes| {
+            routes.want_routes(Family::V4, &"cali1".into(), v4.clone());
+            routes.want_routes(Family::V6, &"cali1".into(), v6.clone());
+        };
+        fill(&mut host.routes);
+        let start = Instant::now();
+        assert_eq!(host.sync(), 2 * u64::from(count));
+        eprintln!("{} routes written: {:?}", 2 * count, start.elapsed());
+        assert_eq!(shown("cali1").len(), 2 * count as usize);
+        host.routes = Host::driver();
+        host.links(&["lo", "cali1"]);
+        fill(&mut host.routes);
+        let start = Instant::now();
+        assert_eq!(host.sync(), 0);
+        eprintln!("read and compared: {:?}", start.elapsed());
+    });
+}
