@@ -205,6 +205,24 @@ fn it_stops_within_a_second_while_an_apply_hangs_and_the_next_start_completes_it
 }
 
 #[test]
+fn without_etcd_it_keeps_what_is_programmed_and_stops_within_a_second() {
+    in_a_host(|etcd| {
+        let mut agent = start(etcd, "legacy", &[]);
+        agent.await_line(&["in sync", "failed=false"]);
+        let before = rules("legacy");
+        etcd.freeze().unwrap();
+        // The interfaces are followed all the same.
+        sh(&format!("ip link add {TAP} type veth peer name peer0; ip link set peer0 up; ip link set {TAP} up"));
+        let setting = format!("/proc/sys/net/ipv4/conf/{TAP}/proxy_arp");
+        eventually("the settings of the interface", || std::fs::read_to_string(&setting).unwrap() == "1\n");
+        agent.stop();
+        etcd.thaw().unwrap();
+        assert_eq!(rules("legacy"), before);
+        assert!(before.contains("cali-tw-"), "{before}");
+    });
+}
+
+#[test]
 fn an_internal_error_ends_it_with_2_and_leaves_the_kernel_alone() {
     in_a_host(|etcd| {
         let mut agent = start(etcd, "nft", &[]);
