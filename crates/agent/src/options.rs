@@ -136,6 +136,7 @@ pub(crate) fn dataplane(settings: &Settings) -> dataplane::Options {
         route_protocol: settings.route_protocol,
         remove_external_routes: settings.remove_external_routes,
         table_refresh: settings.table_refresh,
+        post_write_check: settings.post_write_check.unwrap_or(defaults.post_write_check),
         set_refresh: settings.set_refresh,
         route_refresh: settings.route_refresh,
         link_refresh: settings.link_refresh,
@@ -166,6 +167,7 @@ mod tests {
             ("ChainInsertMode", "append"),
             ("IPForwarding", "Disabled"),
             ("IptablesRefreshInterval", "0"),
+            ("IptablesPostWriteCheckIntervalSecs", "0.5"),
             ("IptablesFilterDenyAction", "REJECT"),
             ("IptablesFilterAllowAction", "RETURN"),
             ("DefaultEndpointToHostAction", "ACCEPT"),
@@ -193,6 +195,7 @@ mod tests {
         assert_eq!(dataplane.variant, Some(dataplane::Variant::Nft));
         assert_eq!(dataplane.insert_mode, dataplane::ChainInsertMode::Append);
         assert_eq!(dataplane.table_refresh, None);
+        assert_eq!(dataplane.post_write_check, std::time::Duration::from_millis(500));
         assert!(!dataplane.ip_forwarding);
         assert_eq!(level(settings.log_severity), telemetry::Level::Error);
     }

@@ -397,6 +397,13 @@ const IPTABLES_AND_SETS: &[Param] = &[
     )
     .sets(|s, v| s.table_refresh = v.duration()),
     Param::new(
+        "IptablesPostWriteCheckIntervalSecs",
+        Kind::Seconds,
+        "5",
+        "Time from a write to the first look at what became of it; each further look waits twice as long.",
+    )
+    .sets(|s, v| s.post_write_check = v.duration()),
+    Param::new(
         "IptablesLockProbeIntervalMillis",
         Kind::Millis,
         "50",

@@ -40,6 +40,7 @@ pub struct Settings {
     pub filter_deny: DenyAction,
     pub mark_mask: u32,
     pub table_refresh: Option<Duration>,
+    pub post_write_check: Option<Duration>,
     pub lock_probe: Option<Duration>,
     pub set_refresh: Option<Duration>,
     pub max_set_size: u32,

@@ -43,12 +43,6 @@ pub(super) const LATER: &[Param] = &[
         "Which mechanisms program routes to other nodes.",
     ),
     Param::new(
-        "IptablesPostWriteCheckIntervalSecs",
-        Kind::Seconds,
-        "5",
-        "First re-check delay after a write; doubles until the refresh interval.",
-    ),
-    Param::new(
         "FeatureDetectOverride",
         Kind::Pairs,
         "",
