@@ -70,6 +70,8 @@ fn spawn(program: &Path, args: &[String]) -> Result<Child, DriverError> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // An interrupt from the terminal is for us; we end the program when we are done with it.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|source| DriverError::Spawn { program: shown(program), source })
