@@ -6,7 +6,10 @@
 //!    that name a set which could not be written keep their contents or are closed.
 //! 2. Settings of interfaces, then the tables of both families, side by side, each family in the order of
 //!    [`FamilyTables`].
-//! 3. Sets lose what they no longer need. This waits for a table that has just failed, so that old rules
+//! 3. Routes and neighbours. Nothing leads to a workload before the filter tables were in force for the first
+//!    time; from then on they drop what belongs to no known interface, so that a route may come and go
+//!    whatever becomes of the tables.
+//! 4. Sets lose what they no longer need. This waits for a table that has just failed, so that old rules
 //!    meet old sets; it does not wait for one that keeps failing, because a member that stays is a permission
 //!    that stays.
 //!
@@ -28,9 +31,10 @@ use crate::iptables::{Checks, FamilyTables, TableTools};
 use crate::options::{ChainInsertMode, Options, Variant};
 use crate::report::{DriverReport, Report};
 use crate::retry::Backoff;
+use crate::routes::Routes;
 use crate::sysctl::Sysctls;
 
-/// Attempts of a failing table that step 3 waits for: 0.7 s in all.
+/// Attempts of a failing table that step 4 waits for: 0.7 s in all.
 const PATIENCE: u32 = 3;
 
 /// Pause between attempts to remove what the other iptables variant holds of ours.
@@ -44,6 +48,7 @@ pub struct ApplyLoop {
     sets: IpSets,
     sysctls: Sysctls,
     tables: Tables,
+    routes: Routes,
     /// When the tables were last read because a set that should go was in use.
     doubted_at: Option<Instant>,
     /// When to remove what the other iptables variant holds of ours; `None` when that is done.
@@ -67,6 +72,7 @@ impl ApplyLoop {
             sets: IpSets::new(&options, Box::new(transport)),
             sysctls: Sysctls::new(&options),
             tables,
+            routes: Routes::new(&options),
             doubted_at: None,
             sweep: Some(Instant::now()),
             options,
@@ -77,15 +83,19 @@ impl ApplyLoop {
     /// complete: everything of ours that it does not name is swept, after proven-complete reads (I3).
     pub async fn apply(&mut self, changes: Changes) -> Report {
         let started = Instant::now();
-        let Changes { seq, links, sets, tables, interfaces, routes: _ } = changes;
+        let Changes { seq, links, sets, tables, interfaces, routes } = changes;
         let mut drivers = Vec::new();
         self.want_sets(sets);
         self.want_tables(tables);
         for (name, link) in &links {
             self.sysctls.want_link(name, *link);
+            self.routes.want_link(name, *link);
         }
         for (name, spec) in &interfaces {
             self.sysctls.want_interface(name, *spec);
+        }
+        for ((family, name), routes) in routes {
+            self.routes.want_routes(family, &name, routes);
         }
         if !std::mem::replace(&mut self.started, true) {
             drivers.push(self.sysctls.start());
@@ -103,12 +113,14 @@ impl ApplyLoop {
             self.hurry_tables();
             rerun(&mut tables, self.run_tables().await);
         }
+        let routes = self.sync_routes().await;
         if !self.old_rules_may_need_old_members() {
             sets.add(self.sets.write_removals(Instant::now()));
             self.doubt_tables_that_keep_sets();
         }
         drivers.push(sets);
         drivers.extend(tables);
+        drivers.push(routes);
         drivers.extend(self.sweep_other_variant().await);
         drivers.retain(DriverReport::has_something);
         Report { seq, took: started.elapsed(), drivers, again: self.again() }
@@ -146,7 +158,28 @@ impl ApplyLoop {
         let sweep = self.sweep.filter(|_| settled).map(|at| (at, "sweep of the other iptables variant"));
         let sets = self.sets.next_due();
         let sysctls = self.sysctls.next_due();
-        [tables, sweep, sets, sysctls].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let routes = self.routes.next_due().filter(|_| self.filter_was_in_force());
+        [tables, sweep, sets, sysctls, routes].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    // Routes.
+
+    async fn sync_routes(&mut self) -> DriverReport {
+        if self.filter_was_in_force() {
+            return self.routes.sync(Instant::now()).await;
+        }
+        DriverReport {
+            driver: "routes".to_owned(),
+            waiting: Some("no routes to workloads before the filter tables are in force".to_owned()),
+            ..DriverReport::default()
+        }
+    }
+
+    fn filter_was_in_force(&self) -> bool {
+        match &self.tables {
+            Tables::Unknown { .. } => false,
+            Tables::Known { families, .. } => families.iter().all(FamilyTables::filter_was_in_force),
+        }
     }
 
     // Sets.

@@ -352,6 +352,51 @@ fn raw_lets_more_through_only_after_filter_is_in_force() {
     });
 }
 
+// Routes.
+
+#[test]
+fn nothing_leads_to_a_workload_before_the_filter_is_in_force() {
+    needs_tables!();
+    every_way(|way| {
+        let ip = |args: &[&str]| {
+            let output = Command::new("ip").args(args).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        ip(&["link", "add", "cali1", "type", "veth", "peer", "name", "peer1"]);
+        ip(&["link", "set", "cali1", "up"]);
+        ip(&["link", "set", "peer1", "up"]);
+        let index = ip(&["-o", "link", "show", "cali1"]).split(':').next().unwrap().parse().unwrap();
+        let (destination, flag) = match way.family {
+            Family::V4 => ("10.65.0.2/32", "-4"),
+            Family::V6 => ("fd00::2/128", "-6"),
+        };
+        let destination = destination.parse().unwrap();
+        let address =
+            |routes: String| routes.lines().any(|line| line.contains("10.65.0.2") || line.contains("fd00::2"));
+
+        let mut changes = program(way, 1);
+        changes.links.insert("cali1".into(), Some(model::LinkState { index, up: true, generation: 1 }));
+        let route = program::RouteSpec { destination, metric: 0, mac: Some([2, 0, 0, 0, 0, 1]) };
+        changes.routes.insert((way.family, "cali1".into()), vec![route]);
+        // The filter table is of no use at first.
+        let [_, refused, _] = policy_rules(0, Some(way.family)).try_into().unwrap();
+        let broken = Hooks { inserts: vec![refused], appends: Vec::new() };
+        changes.tables.get_mut(&way.filter()).unwrap().hooks.insert(BaseChain::Input, broken);
+        let mut agent = Agent::new(way);
+        let report = agent.apply(changes);
+        assert!(report.failed(), "{report:?}");
+        assert!(!address(ip(&[flag, "route", "show", "dev", "cali1"])));
+
+        let mut changes = Changes::default();
+        let mut filter = TableChanges::default();
+        filter.hooks.insert(BaseChain::Input, Hooks::default());
+        changes.tables.insert(way.filter(), filter);
+        assert_sound(&agent.apply_soon(changes));
+        assert!(address(ip(&[flag, "route", "show", "dev", "cali1"])));
+    });
+}
+
 // Sets and tables (I4).
 
 #[test]

@@ -90,6 +90,11 @@ impl FamilyTables {
         self.drivers.iter().all(TableDriver::is_settled)
     }
 
+    /// Returns whether the filter table held everything wanted at some time since the start.
+    pub fn filter_was_in_force(&self) -> bool {
+        self.drivers.iter().any(|driver| driver.id().table == Table::Filter && driver.was_settled())
+    }
+
     /// See [`TableDriver::may_name_old_sets`].
     pub fn may_name_old_sets(&self) -> bool {
         self.drivers.iter().any(TableDriver::may_name_old_sets)

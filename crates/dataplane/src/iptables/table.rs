@@ -287,6 +287,11 @@ impl TableDriver {
             && (self.dirty.is_empty() || self.dirty.is_subset(&self.kept()))
     }
 
+    /// Returns whether everything wanted was in force at some time since the start.
+    pub fn was_settled(&self) -> bool {
+        self.settled_once
+    }
+
     /// Returns whether rules in the kernel may still name sets that are no longer wanted: something is
     /// unwritten or keeps its former contents.
     pub fn may_name_old_sets(&self) -> bool {
