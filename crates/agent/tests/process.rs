@@ -20,9 +20,10 @@ use testkit::netns::in_new_netns;
 const VECTOR: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/neutron_etcd/08-ports-up.json"));
 const RESOURCES: &str = "/calico/resources/v3/projectcalico.org/";
-/// The interface of the first machine on `compute-1`.
+/// The interface of the first machine on `compute-1`, and its address.
 const HOST: &str = "compute-1";
 const TAP: &str = "tap5e3e6620-c1";
+const ADDRESS: &str = "10.65.0.11";
 
 const VARIANTS: [&str; 2] = ["legacy", "nft"];
 const TOOLS: &[&str] = &["etcd", "ipset", "iptables-legacy-restore", "iptables-nft-restore", "ip6tables-nft-save"];
@@ -102,8 +103,10 @@ fn it_enforces_what_etcd_says_leaves_it_at_the_stop_and_writes_nothing_after_a_r
             agent.await_line(&["in sync", "failed=false"]);
             // The interface appears after the agent.
             sh(&format!("ip link add {TAP} type veth peer name peer0; ip link set peer0 up; ip link set {TAP} up"));
-            let setting = format!("/proc/sys/net/ipv4/conf/{TAP}/proxy_arp");
-            eventually("the settings of the interface", || std::fs::read_to_string(&setting).unwrap() == "1\n");
+            let route = format!("{ADDRESS} dev {TAP}");
+            eventually("the route of the machine", || sh("ip route").contains(&route));
+            let setting = std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{TAP}/proxy_arp")).unwrap();
+            assert_eq!(setting, "1\n", "the interface answers for every address");
             let programmed = rules(variant);
             for chain in
                 ["-A FORWARD", "-A cali-tw-tap5e3e6620-c1", "-A cali-fw-tap5e3e6620-c1", "--match-set cali40s:"]
