@@ -56,7 +56,8 @@ impl Kernel {
                 "setting" => {
                     kernel.lines.insert(format!("setting {line}"));
                 }
-                _ if line.contains(" dev tap") => {
+                // The kernel's own are the link-local ones.
+                _ if line.contains(" dev tap") && !line.contains(" proto kernel ") => {
                     kernel.lines.insert(format!("{section} {}", line.trim_end()));
                 }
                 _ => {} // Not of a workload interface: the bed's own.

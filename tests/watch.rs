@@ -52,16 +52,8 @@ impl Wrappers {
         std::fs::create_dir(&bin)?;
         for tool in TOOLS {
             let Some(real) = which(tool) else { continue };
-            let (log, real) = (directory.path().display(), real.display());
-            let run = if tool.ends_with("restore") || *tool == "ipset" {
-                format!(
-                    "case \"$*\" in *-version*|*-V*|*save*|*list*) exec {real} \"$@\";; esac\ntee -a {log}/{tool}.in | {real} \"$@\""
-                )
-            } else {
-                format!("exec {real} \"$@\"")
-            };
             let path = bin.join(tool);
-            std::fs::write(&path, format!("#!/bin/sh\necho \"{tool} $*\" >> {log}/calls\n{run}\n"))?;
+            std::fs::write(&path, wrapper(tool, &real, directory.path()))?;
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
         }
         Ok(Self { directory })
@@ -73,28 +65,81 @@ impl Wrappers {
         self.directory.path().join("bin")
     }
 
-    /// Returns every call of a tool, with its arguments.
+    /// Returns every call of a tool in `netns`, with its arguments.
     ///
     /// # Errors
     ///
     /// If the log cannot be read.
-    pub fn calls(&self) -> Result<Vec<String>> {
-        lines(&self.directory.path().join("calls"))
+    pub fn calls(&self, netns: &Netns) -> Result<Vec<String>> {
+        let inode = format!("{} ", inode(netns)?);
+        let calls = lines(&self.directory.path().join("calls"))?;
+        Ok(calls.iter().filter_map(|call| call.strip_prefix(&inode)).map(str::to_owned).collect())
     }
 
-    /// Returns what would change the kernel: calls that do not only read, and lines of restore input.
+    /// Returns what would change the kernel of `netns`: calls that do not only read, and committed lines of restores.
+    ///
+    /// An agent that tries its tools in a namespace of its own making changes nothing here.
     ///
     /// # Errors
     ///
     /// If a log cannot be read.
-    pub fn writes(&self) -> Result<Vec<String>> {
-        let mut writes: Vec<String> = self.calls()?.into_iter().filter(|call| !only_reads(call)).collect();
-        for tool in TOOLS {
-            let input = lines(&self.directory.path().join(format!("{tool}.in")))?;
-            writes.extend(input.into_iter().filter(|line| is_write(line)).map(|line| format!("{tool}: {line}")));
+    pub fn writes(&self, netns: &Netns) -> Result<Vec<String>> {
+        let mut writes: Vec<String> = self.calls(netns)?.into_iter().filter(|call| !only_reads(call)).collect();
+        let prefix = format!("input.{}.", inode(netns)?);
+        let mut inputs = Vec::new();
+        for entry in std::fs::read_dir(self.directory.path())? {
+            inputs.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        inputs.sort();
+        for name in inputs {
+            let Some(tool) = name.strip_prefix(&prefix).and_then(|rest| rest.split('.').next()) else { continue };
+            let input = lines(&self.directory.path().join(&name))?;
+            writes.extend(written(tool, &input).into_iter().map(|line| format!("{tool}: {line}")));
         }
         Ok(writes)
     }
+}
+
+/// Returns the wrapper of a tool: it logs the namespace and the call, copies its input, and becomes the tool.
+///
+/// The copying is beside and not in front of the tool, so that the tool's end is the wrapper's.
+fn wrapper(tool: &str, real: &Path, log: &Path) -> String {
+    let (real, log) = (real.display(), log.display());
+    let copy = if tool.ends_with("restore") || tool == "ipset" {
+        format!("< <(exec tee {log}/input.$inode.{tool}.$$ 2>/dev/null)")
+    } else {
+        String::new()
+    };
+    format!(
+        "#!/bin/bash\n\
+         inode=$(stat -L -c %i /proc/self/ns/net)\n\
+         echo \"$inode {tool} $*\" >> {log}/calls\n\
+         exec {real} \"$@\" {copy}\n"
+    )
+}
+
+/// Returns what distinguishes the namespace from all others.
+fn inode(netns: &Netns) -> Result<u64> {
+    Ok(std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(netns.path())?))
+}
+
+/// Returns the lines of an input that ask for a change and have been committed.
+fn written(tool: &str, input: &[String]) -> Vec<String> {
+    let mut writes = Vec::new();
+    let mut transaction = Vec::new();
+    for line in input.iter().map(|line| line.trim()) {
+        if line == "COMMIT" {
+            writes.append(&mut transaction);
+        } else if line.starts_with('*') {
+            transaction.clear();
+        } else if !(line.is_empty() || line.starts_with('#') || line == "quit") {
+            transaction.push(line.to_owned());
+        }
+    }
+    if tool == "ipset" {
+        writes.append(&mut transaction);
+    }
+    writes
 }
 
 /// Returns whether a call leaves the kernel as it is; a restore is judged by its input.
@@ -103,14 +148,9 @@ fn only_reads(call: &str) -> bool {
     let reading =
         ["-V", "--version", "version", "-S", "-L", "-n", "--list", "-C", "--check", "save", "list", "show", "-h"];
     tool.ends_with("-restore")
+        || (tool == "ip" && arguments.starts_with("netns exec"))
         || (tool == "ipset" && arguments.contains("restore"))
         || arguments.split(' ').any(|word| reading.contains(&word))
-}
-
-/// Returns whether a line of restore input asks for a change.
-fn is_write(line: &str) -> bool {
-    let line = line.trim();
-    !(line.is_empty() || line.starts_with('#') || line.starts_with('*') || line == "COMMIT" || line == "quit")
 }
 
 fn which(tool: &str) -> Option<PathBuf> {
@@ -231,19 +271,12 @@ mod tests {
             // The save programs are not wrapped; what they are called with only reads.
             assert_eq!(only_reads(call) || call.contains("-save"), reads, "{call}");
         }
-        let lines = [
-            ("*filter", false),
-            ("COMMIT", false),
-            ("# comment", false),
-            ("", false),
-            (":cali-x - [0:0]", true),
-            ("-A cali-x -j DROP", true),
-            ("add cali40s:x 10.0.0.1", true),
-            ("create cali40s:x hash:net", true),
-        ];
-        for (line, writes) in lines {
-            assert_eq!(is_write(line), writes, "{line}");
-        }
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        let nothing = "*filter\nCOMMIT\n# comment\n\n*filter\n:never-committed - -\n";
+        assert_eq!(written("iptables-nft-restore", &lines(nothing)), [""; 0]);
+        let something = "*filter\n:cali-x - [0:0]\n-A cali-x -j DROP\nCOMMIT";
+        assert_eq!(written("iptables-nft-restore", &lines(something)), [":cali-x - [0:0]", "-A cali-x -j DROP"]);
+        assert_eq!(written("ipset", &lines("add cali40s:x 10.0.0.1\nquit")), ["add cali40s:x 10.0.0.1"]);
     }
 
     #[test]
@@ -255,10 +288,10 @@ mod tests {
         let bin = wrappers.path();
         let path = format!("PATH={}:$PATH", bin.display());
         netns
-            .sh(&format!("{path}; printf '*filter\\nCOMMIT\\n' | iptables-legacy-restore --noflush; ipset list"))
+            .sh(&format!("{path}; printf '*filter\\nCOMMIT\\n' | iptables-legacy-restore --noflush; ipset list -n"))
             .unwrap();
-        assert_eq!(wrappers.writes().unwrap(), [""; 0]);
-        assert_eq!(wrappers.calls().unwrap(), ["iptables-legacy-restore --noflush", "ipset list"]);
+        assert_eq!(wrappers.writes(&netns).unwrap(), [""; 0]);
+        assert_eq!(wrappers.calls(&netns).unwrap(), ["iptables-legacy-restore --noflush", "ipset list -n"]);
         netns
             .sh(&format!(
                 "{path}; printf '*filter\\n:cali-x - [0:0]\\nCOMMIT\\n' | iptables-nft-restore --noflush
@@ -267,7 +300,7 @@ mod tests {
             ))
             .unwrap();
         assert_eq!(
-            wrappers.writes().unwrap(),
+            wrappers.writes(&netns).unwrap(),
             [
                 "iptables-nft -A cali-x -j DROP",
                 "ip route add blackhole 198.51.100.7",

@@ -146,14 +146,24 @@ fn cases(good: &Content) -> Vec<Case> {
         Case {
             what: "a rule that denies what the kernel cannot express",
             write: bad_policy(&|object| {
-                // Ports of ICMP packets (netfilter.md 10.7): what is left denies more, not less.
-                let deny =
-                    json!({"action": "Deny", "ipVersion": 4, "protocol": "ICMP", "destination": {"ports": [80]}});
+                // An ICMP type of TCP packets (netfilter.md 10.7): what is left denies all of TCP, more and not less.
+                let deny = json!({"action": "Deny", "ipVersion": 4, "protocol": 6, "icmp": {"type": 8}});
                 object["spec"]["ingress"].as_array_mut().unwrap().insert(0, deny);
             }),
             names: policy_name,
             tell: &Host::BOTH,
-            rows: without_ping_of_sg_b(),
+            rows: without_tcp_to_sg_b(),
+        },
+        Case {
+            what: "a rule with ports of a protocol that has none",
+            write: bad_policy(&|object| {
+                let allow =
+                    json!({"action": "Allow", "ipVersion": 4, "protocol": "ICMP", "destination": {"ports": [80]}});
+                object["spec"]["ingress"].as_array_mut().unwrap().insert(0, allow);
+            }),
+            names: group.clone(),
+            tell: &Host::BOTH,
+            rows: closed(&[Vm::B1, Vm::B2]),
         },
     ]
 }
@@ -174,6 +184,17 @@ fn closed(machines: &[Vm]) -> Vec<Row> {
 fn without_ping_of_sg_b() -> Vec<Row> {
     let close = |mut row: Row| {
         if row.probe == Probe::Echo && matches!(row.to, Place::Vm(Vm::B1 | Vm::B2)) {
+            row.expected = Outcome::Drop;
+        }
+        row
+    };
+    table().into_iter().map(close).collect()
+}
+
+/// Returns the table without the TCP connections that group sg-b allows.
+fn without_tcp_to_sg_b() -> Vec<Row> {
+    let close = |mut row: Row| {
+        if row.probe == Probe::Tcp(22) && matches!(row.to, Place::Vm(Vm::B1 | Vm::B2)) {
             row.expected = Outcome::Drop;
         }
         row

@@ -59,14 +59,14 @@ fn restart(variant: Variant) {
     let log = again.stop().unwrap();
     assert_eq!(losses, [""; 0], "{log}");
     assert_eq!(leaks, [""; 0], "{log}");
-    assert_eq!(wrappers.writes().unwrap(), [""; 0], "{log}");
+    assert_eq!(wrappers.writes(host).unwrap(), [""; 0], "{log}");
     assert_eq!(notifications, [""; 0], "{log}");
     assert_eq!(before.differences(&after), [""; 0], "{log}");
     assert_eq!(before.seeds(), after.seeds(), "{log}");
     assert!(line.contains("writes=0"), "{line}\n{log}");
     // The wrappers have been used at all.
     let saves = format!("{}-save", variant.word());
-    assert!(!wrappers.calls().unwrap().is_empty(), "no call of a tool, not even {saves}:\n{log}");
+    assert!(!wrappers.calls(host).unwrap().is_empty(), "no call of a tool, not even {saves}:\n{log}");
 }
 
 /// Waits for the agent's first batch and returns its log line.
