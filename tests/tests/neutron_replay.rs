@@ -58,13 +58,14 @@ fn replay(variant: Variant) {
         }
         let ready = content.keys().any(|key| key.contains("/clusterinformations/"));
         std::thread::scope(|scope| {
-            for (host, netns, agent, taps) in &mut hosts {
+            // The kernel takes its time to remove a namespace: never the same address twice.
+            for (number, (host, netns, agent, taps)) in (21 + 2 * compared..).zip(&mut hosts) {
                 let (fabric, step) = (&fabric, &step);
                 scope.spawn(move || {
-                    let fresh = fabric.host("fresh", host.number() + 10).unwrap();
+                    let fresh = fabric.host("fresh", number).unwrap();
                     add_taps(&fresh, taps.iter());
                     let fresh_agent = start(fabric, &fresh, *host, variant);
-                    if let Err(text) = settle((netns, agent), (&fresh, fresh_agent), variant, ready) {
+                    if let Err(text) = settle((netns, agent), (&fresh, fresh_agent), variant, (ready, taps)) {
                         panic!("step {} ({}) on {} with {variant:?}: {text}", step.name, step.what, host.name());
                     }
                 });
@@ -110,12 +111,12 @@ fn remove_taps<'a>(netns: &Netns, taps: impl Iterator<Item = &'a String>) {
     }
 }
 
-/// Waits until both kernels are the same, twice in a row; when the datastore is ready they must not be empty.
+/// Waits until both kernels are the same, twice in a row; when the datastore is ready they must protect all taps.
 fn settle(
     (long, agent): (&Netns, &mut Agent),
     (fresh, mut fresh_agent): (&Netns, Agent),
     variant: Variant,
-    ready: bool,
+    (ready, taps): (bool, &BTreeSet<String>),
 ) -> Result<(), String> {
     let deadline = Instant::now() + PATIENCE;
     let mut equal = 0;
@@ -129,7 +130,8 @@ fn settle(
             }
         }
         let differences = made.differences(&kept);
-        equal = if differences.is_empty() && made.is_empty() != ready { equal + 1 } else { 0 };
+        let complete = made.is_empty() != ready && taps.iter().all(|tap| made.mentions(&format!("cali-tw-{tap} ")));
+        equal = if differences.is_empty() && complete { equal + 1 } else { 0 };
         if equal == 2 {
             return fresh_agent.stop().map(drop).map_err(|error| format!("{error:#}"));
         }

@@ -137,7 +137,14 @@ impl Traffic {
             let log = stream.finish().unwrap();
             assert!(log.len() > 500, "{name}: only {} packets", log.len());
             if lost(&log) != log.len() || sniffer.sees(&token, Duration::from_millis(1)).unwrap() {
-                leaks.push(format!("{name}: {} of {} answered", log.len() - lost(&log), log.len()));
+                let start = log[0].at;
+                let when: Vec<String> = log
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(number, sent)| Some((number, sent.at, sent.answered?)))
+                    .map(|(number, at, answered)| format!("#{number} at {:?} after {:?}", at - start, answered - at))
+                    .collect();
+                leaks.push(format!("{name}: {} of {} answered: {}", when.len(), log.len(), when.join(", ")));
             }
         }
         (losses, leaks)

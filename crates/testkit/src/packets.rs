@@ -52,7 +52,7 @@ pub fn token() -> Token {
     token
 }
 
-/// Sends one ICMP or ICMPv6 echo request and waits for the reply.
+/// Sends one ICMP or ICMPv6 echo request, with an id of 0x8000 or more, and waits for the reply.
 ///
 /// # Errors
 ///
@@ -61,7 +61,8 @@ pub fn echo(destination: IpAddr, limit: Duration) -> Result<Outcome> {
     let token = token();
     let echo = Echo::open(destination)?;
     let deadline = Instant::now() + limit;
-    if let Some(outcome) = send_verdict(echo.send(u16::from_be_bytes([token[14], token[15]]), 1, &token))? {
+    let id = 0x8000 | u16::from_be_bytes([token[14], token[15]]);
+    if let Some(outcome) = send_verdict(echo.send(id, 1, &token))? {
         return Ok(outcome);
     }
     loop {
