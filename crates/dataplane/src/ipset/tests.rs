@@ -574,4 +574,43 @@ proptest! {
         bed.now += Duration::from_secs(1);
         prop_assert_eq!(bed.apply(), (0, vec![]));
     }
+    /// Without foreign changes and failures every single apply leaves the kernel as wanted.
+    #[test]
+    fn undisturbed_the_kernel_is_as_wanted_after_every_apply(history in prop::collection::vec(steps(), 0..60)) {
+        let mut bed = Bed::new();
+        let mut wanted: BTreeMap<&str, BTreeSet<Member>> = BTreeMap::new();
+        for step in history {
+            match step {
+                Step::Want(set, members, small) => {
+                    let members = some_nets(NAMES[set], &members);
+                    wanted.insert(NAMES[set], members.clone());
+                    let spec = spec(NAMES[set], SetKind::Net, if small { 6 } else { 100 });
+                    bed.sets.want(spec.family, &spec.name.clone(), SetChange::Replace { spec, members });
+                }
+                Step::Change(set, added, removed) => {
+                    if let Some(members) = wanted.get_mut(NAMES[set]) {
+                        let (added, removed) = (some_nets(NAMES[set], &added), some_nets(NAMES[set], &removed));
+                        let added: BTreeSet<Member> = added.difference(&removed).copied().collect();
+                        members.retain(|member| !removed.contains(member));
+                        members.extend(added.iter().copied());
+                        bed.sets.want(family_of(NAMES[set]), &name(NAMES[set]), SetChange::Delta { added, removed });
+                    }
+                }
+                Step::Unwant(set) => {
+                    wanted.remove(NAMES[set]);
+                    bed.unwant(NAMES[set]);
+                }
+                Step::Distrust => bed.sets.distrust(),
+                Step::Apply => {
+                    prop_assert_eq!(bed.apply().1, Vec::<String>::new());
+                    let line = |(set, members): (&&str, &BTreeSet<Member>)| {
+                        format!("{set}={}", members.iter().map(show).collect::<Vec<_>>().join(","))
+                    };
+                    prop_assert_eq!(bed.state(), wanted.iter().map(line).collect::<Vec<_>>());
+                }
+                Step::Wait(seconds) => bed.now += Duration::from_secs(seconds),
+                Step::ForeignPut(..) | Step::ForeignDestroy(_) | Step::Reference(..) | Step::Deaf(_) | Step::Interrupt(_) => (),
+            }
+        }
+    }
 }
