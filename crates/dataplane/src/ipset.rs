@@ -65,6 +65,8 @@ pub struct IpSets {
     reading: Backoff,
     /// Destroying stopped for lack of time.
     unfinished: bool,
+    /// The last apply came to the removals; if not, something else decides when there is a next one.
+    came_to_removals: bool,
     /// What to report next time: wishes that cannot be met.
     complaints: Vec<String>,
     /// The time of the last call.
@@ -90,6 +92,7 @@ impl IpSets {
             read_at: None,
             reading: Backoff::default(),
             unfinished: false,
+            came_to_removals: false,
             complaints: Vec::new(),
             last: None,
         }
@@ -128,6 +131,7 @@ impl IpSets {
     /// Call it before the tables are written; the first time after the first, complete batch.
     pub fn write_additions(&mut self, now: Instant) -> DriverReport {
         self.last = Some(now);
+        self.came_to_removals = false;
         let mut report = DriverReport { driver: "ipset".to_owned(), ..DriverReport::default() };
         report.errors.append(&mut self.complaints);
         if self.reading_due(now) {
@@ -178,6 +182,7 @@ impl IpSets {
     pub fn write_removals(&mut self, now: Instant) -> DriverReport {
         self.last = Some(now);
         let mut report = DriverReport { driver: "ipset".to_owned(), ..DriverReport::default() };
+        self.came_to_removals = true;
         self.unfinished = false;
         if self.read_at.is_none() {
             return report;
@@ -226,12 +231,12 @@ impl IpSets {
             return Some((self.reading.due().unwrap_or(last), "sets must be read"));
         };
         let refresh = self.refresh.map(|period| (read_at + period, "set refresh"));
-        let may_remove = self.all_known();
+        let may_remove = self.came_to_removals && self.all_known();
         let retries = self.sets.values().filter_map(|set| match &set.wanted {
             Some(_) => Some((set.backoff.due()?, "set retry")),
             None => Some((set.backoff.due().filter(|_| may_remove)?, "set removal")),
         });
-        let unfinished = self.unfinished.then_some((last, "set removal"));
+        let unfinished = (self.unfinished && may_remove).then_some((last, "set removal"));
         refresh.into_iter().chain(retries).chain(unfinished).min()
     }
 

@@ -238,6 +238,22 @@ fn destroying_stops_when_the_time_is_used_up() {
 }
 
 #[test]
+fn an_apply_that_keeps_old_members_is_not_called_again_for_removals() {
+    let mut bed = Bed::new();
+    for n in 0..10 {
+        bed.put(&format!("cali40x{n}"), "");
+    }
+    bed.kernel.kernel().destroy_time = Duration::from_millis(4);
+    bed.apply();
+    assert_eq!(bed.sets.next_due().unwrap().1, "set removal");
+    // The tables failed: the removals are left out.
+    bed.sets.write_additions(bed.now);
+    assert_eq!(bed.sets.next_due().unwrap().1, "set refresh");
+    bed.apply();
+    assert_eq!(bed.sets.next_due().unwrap().1, "set removal");
+}
+
+#[test]
 fn other_limits_and_options_are_corrected_through_a_temporary_set() {
     for odd in [false, true] {
         let mut bed = Bed::new();
