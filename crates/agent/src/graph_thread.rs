@@ -45,6 +45,8 @@ pub(crate) struct GraphThread {
     complaints: Complaints,
     complete: bool,
     ready_for_batch: bool,
+    /// Updates were taken in since the last batch was taken out.
+    changed: bool,
     first: bool,
     wants_updates: bool,
 }
@@ -57,6 +59,7 @@ impl GraphThread {
             complaints: Complaints::default(),
             complete: false,
             ready_for_batch: false,
+            changed: false,
             first: true,
             wants_updates: true,
         }
@@ -94,6 +97,7 @@ impl GraphThread {
         match message {
             ToGraph::Updates { updates, complete } => {
                 debug!(updates = updates.len(), complete, "taking in updates");
+                self.changed |= !updates.is_empty();
                 for update in updates {
                     self.graph.apply(update);
                 }
@@ -108,9 +112,10 @@ impl GraphThread {
 
     /// The next batch, if there is one and it may be handed over.
     fn next_batch(&mut self) -> Option<Changes> {
-        if !self.complete || !self.ready_for_batch {
+        if !self.complete || !self.ready_for_batch || !(self.changed || self.first) {
             return None;
         }
+        self.changed = false;
         let batch = self.graph.take_batch();
         if batch.is_empty() && !self.first {
             return None;
@@ -184,6 +189,8 @@ mod tests {
             }
             assert_eq!(batches.len(), expected, "step {number}");
         }
+        // A number is used up only where something came in.
+        assert_eq!(batches.iter().map(|batch| batch.seq).collect::<Vec<_>>(), [1, 2, 4]);
         let links = |batch: usize| batches[batch].links.keys().map(|name| name.to_string()).collect::<Vec<_>>();
         assert_eq!((links(0), links(1)), (vec!["tap1".into(), "tap2".into()], vec!["tap3".into(), "tap4".into()]));
     }
