@@ -61,6 +61,8 @@ pub struct Machine {
     pub mac: String,
     /// Its addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Whether there is one that cannot be read, so that the whole endpoint counts as absent (datastore.md C-4).
+    pub damaged: bool,
 }
 
 fn directory() -> PathBuf {
@@ -135,19 +137,22 @@ pub fn machines(content: &Content) -> Vec<Machine> {
 fn machine(key: &str, value: &str) -> Option<Machine> {
     let value: Value = serde_json::from_str(value).ok()?;
     let spec = value.get("spec")?;
-    let mut addresses: Vec<IpAddr> = spec
-        .get("ipNetworks")?
-        .as_array()?
-        .iter()
-        .filter_map(|network| network.as_str()?.split_once('/')?.0.parse().ok())
-        .collect();
+    let networks = spec.get("ipNetworks")?.as_array()?;
+    let address = |network: &Value| {
+        let (address, length) = network.as_str()?.split_once('/')?;
+        length.parse::<u8>().ok()?;
+        address.parse().ok()
+    };
+    let mut addresses: Vec<IpAddr> = networks.iter().filter_map(address).collect();
     addresses.sort();
+    let damaged = addresses.len() < networks.len();
     Some(Machine {
         key: key.to_owned(),
         host: text(spec, "node").ok()?,
         tap: text(spec, "interfaceName").ok()?,
         mac: text(spec, "mac").ok()?,
         addresses,
+        damaged,
     })
 }
 
@@ -330,6 +335,13 @@ mod tests {
         let vectors = content("21-port-dual-stack").unwrap();
         let seen = machines(&vectors).into_iter().find(|vm| vm.tap == "tap1b16ad98-2c").unwrap();
         assert!(seen.addresses.contains(&slaac(&seen.mac).unwrap().into()), "{seen:?}");
+    }
+
+    #[test]
+    fn a_machine_with_an_address_that_cannot_be_read_is_damaged() {
+        let damaged = |step| machines(&content(step).unwrap()).iter().filter(|vm| vm.damaged).count();
+        assert_eq!(damaged("18-allowed-address-pairs"), 1); // 10.65.1.0/24/32
+        assert_eq!(damaged("19-allowed-address-pairs-off"), 0);
     }
 
     #[test]

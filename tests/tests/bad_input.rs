@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use felix_tests::agent::{Agent, Variant, end_to_end};
 use felix_tests::bed::{Bed, Host, Place, Vm};
 use felix_tests::data::{self, Content, Event, PORTS_UP, SG_B, content, edit, policy_key};
-use felix_tests::table::{Probe, Row, become_as_expected, table};
+use felix_tests::table::{Probe, Row, become_as_expected, cut_off, table};
 use model::Family;
 use serde_json::json;
 use testkit::packets::Outcome;
@@ -170,21 +170,14 @@ fn cases(good: &Content) -> Vec<Case> {
 
 /// Returns the table with these machines cut off from everything that passes their interfaces.
 fn closed(machines: &[Vm]) -> Vec<Row> {
-    let is_closed = |place: Place| machines.iter().any(|vm| place == Place::Vm(*vm));
-    let close = |mut row: Row| {
-        if is_closed(row.from) || is_closed(row.to) {
-            row.expected = Outcome::Drop;
-        }
-        row
-    };
-    table().into_iter().map(close).collect()
+    cut_off(table(), machines)
 }
 
 /// Returns the table without the pings that group sg-b allows.
 fn without_ping_of_sg_b() -> Vec<Row> {
     let close = |mut row: Row| {
         if row.probe == Probe::Echo && matches!(row.to, Place::Vm(Vm::B1 | Vm::B2)) {
-            row.expected = Outcome::Drop;
+            row.expected = Outcome::Drop.into();
         }
         row
     };
@@ -195,7 +188,7 @@ fn without_ping_of_sg_b() -> Vec<Row> {
 fn without_tcp_to_sg_b() -> Vec<Row> {
     let close = |mut row: Row| {
         if row.probe == Probe::Tcp(22) && matches!(row.to, Place::Vm(Vm::B1 | Vm::B2)) {
-            row.expected = Outcome::Drop;
+            row.expected = Outcome::Drop.into();
         }
         row
     };

@@ -21,7 +21,7 @@ fn without_an_agent_everything_arrives_and_a_filter_by_hand_is_seen_as_what_it_i
     bed.open_by_hand().unwrap();
     let mut rows = table();
     for row in &mut rows {
-        row.expected = Outcome::Ok;
+        row.expected = Outcome::Ok.into();
     }
     for family in Family::BOTH {
         // The first packets resolve the neighbours.
@@ -42,7 +42,7 @@ fn without_an_agent_everything_arrives_and_a_filter_by_hand_is_seen_as_what_it_i
                 bed.host(host).sh(&rule).unwrap();
             }
         }
-        let rows: Vec<Row> = passing.iter().map(|row| Row { expected, ..*row }).collect();
+        let rows: Vec<Row> = passing.iter().map(|row| Row { expected: expected.into(), ..*row }).collect();
         for family in Family::BOTH {
             stay_as_expected(&bed, family, &rows).unwrap();
         }
