@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
-use testkit::netns::{Netns, Process};
+use testkit::netns::{Netns, Process, scratch};
 
 /// The two implementations of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl Agent {
     ///
     /// If there is no binary or it cannot be started.
     pub fn start(start: &Start<'_>) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
+        let directory = scratch()?;
         let log = directory.path().join("log");
         let configuration = directory.path().join("felix.cfg");
         std::fs::write(&configuration, "[global]\n")?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use etcd_client::{Client, DeleteOptions, GetOptions};
 use tempfile::TempDir;
-use testkit::netns::{Netns, Process};
+use testkit::netns::{Netns, Process, scratch};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::data::{Content, Event};
@@ -48,11 +48,8 @@ impl Store {
     ///
     /// If etcd is not installed or does not answer.
     pub fn start(netns: &Netns, address: Ipv4Addr) -> Result<Self> {
-        // In memory where there is one: durability is not under test, the disk's fsync would be.
-        let directory = match tempfile::tempdir_in("/dev/shm") {
-            Ok(directory) => directory,
-            Err(_) => tempfile::tempdir()?,
-        };
+        // In memory if possible: durability is not under test, the disk's fsync would be.
+        let directory = scratch()?;
         let endpoint = format!("http://{address}:2379");
         let clients = format!("http://127.0.0.1:2379,{endpoint}");
         let peers = "http://127.0.0.1:2380";

@@ -199,7 +199,7 @@ impl Score {
     fn walk(&mut self, bed: &Bed, family: Family, rows: &[Row]) -> Result<()> {
         for (row, seen) in rows.iter().zip(walk(bed, family, rows)?) {
             let right = row.expected.allows(seen);
-            println!("{row}  seen {seen:<7}{}", if right { "" } else { "  <-- not as expected" });
+            println!("{row}  seen {seen}{}", if right { "" } else { "  <-- not as expected" });
             self.right += usize::from(right);
             self.all += 1;
         }

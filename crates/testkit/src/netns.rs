@@ -18,12 +18,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
+use tempfile::TempDir;
 
 /// What every namespace made by this project is called at first.
 const PREFIX: &str = "felixtest-";
 
 /// Where `ip netns` keeps the named namespaces (ip-netns(8)).
 const NETNS_DIRECTORY: &str = "/run/netns";
+
+/// A file system in memory, on most systems.
+const MEMORY: &str = "/dev/shm";
 
 /// The variable that selects tests; its value `pure` leaves out all that need root or tools.
 pub const SELECTION: &str = "FELIX_TESTS";
@@ -267,31 +271,65 @@ impl Drop for Netns {
     }
 }
 
-/// Removes the namespaces, and ends the processes in them, that dead runs of this project left behind.
+/// Removes what dead runs of this project left behind: namespaces with the processes in them, scratch directories.
 ///
-/// Returns the names of what was removed. Namespaces of runs that live are left alone.
+/// Returns the names of what was removed. What belongs to runs that live is left alone.
 ///
 /// # Errors
 ///
 /// If a leftover cannot be removed.
 pub fn cleanup() -> Result<Vec<String>> {
-    let Ok(entries) = std::fs::read_dir(NETNS_DIRECTORY) else {
-        return Ok(Vec::new()); // No namespace was ever made on this host.
-    };
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| is_leftover(name))
-        .collect();
-    names.sort();
-    for name in &names {
-        remove(name)?;
+    let namespaces = leftovers(Path::new(NETNS_DIRECTORY));
+    // What is gone when removing it has failed was removed by another run that cleans up, too.
+    for name in &namespaces {
+        let removed = remove(name);
+        if Path::new(NETNS_DIRECTORY).join(name).exists() {
+            removed?;
+        }
+    }
+    let mut names = namespaces;
+    for base in [Path::new(MEMORY), &std::env::temp_dir()] {
+        for name in leftovers(base) {
+            let directory = base.join(&name);
+            let removed = std::fs::remove_dir_all(&directory);
+            if directory.exists() {
+                removed.with_context(|| format!("remove {}", directory.display()))?;
+            }
+            names.push(name);
+        }
     }
     Ok(names)
 }
 
+/// Returns what is in a directory that a dead run has made, in order; nothing if there is no such directory.
+fn leftovers(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| is_leftover(name)).collect();
+    names.sort();
+    names
+}
+
+/// Makes an empty directory that goes when the value is dropped, in memory where the system has such a place.
+///
+/// # Errors
+///
+/// If there is no room for a directory.
+pub fn scratch() -> Result<TempDir> {
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix);
+    builder.tempdir_in(MEMORY).or_else(|_| builder.tempdir()).context("a scratch directory")
+}
+
 /// Returns whether `name` was made by a run of this project that has ended.
 fn is_leftover(name: &str) -> bool {
-    maker_of(name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+    // A process that has ended has no program any more, even while its parent has not yet taken note.
+    let has_ended = |pid: u32| {
+        let program = Path::new("/proc").join(pid.to_string()).join("exe");
+        std::fs::read_link(program).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    maker_of(name).is_some_and(has_ended)
 }
 
 /// Returns the process that made the namespace, if this project did.
@@ -488,6 +526,18 @@ mod tests {
         let ours = Netns::new("alive").unwrap();
         cleanup().unwrap();
         assert!(ours.path().exists());
+    }
+
+    #[test]
+    fn a_scratch_directory_is_a_leftover_once_its_maker_has_ended() {
+        let mut ended = Command::new("true").spawn().unwrap();
+        let dead = std::env::temp_dir().join(format!("{PREFIX}{}-abc", ended.id()));
+        std::fs::create_dir(&dead).unwrap();
+        ended.wait().unwrap();
+        let ours = scratch().unwrap();
+        assert!(is_leftover(dead.file_name().unwrap().to_str().unwrap()));
+        assert!(!is_leftover(ours.path().file_name().unwrap().to_str().unwrap()));
+        std::fs::remove_dir(&dead).unwrap();
     }
 
     #[test]
