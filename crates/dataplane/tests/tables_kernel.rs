@@ -246,6 +246,30 @@ fn a_rule_that_the_kernel_refuses_closes_its_policy_and_nothing_else() {
     });
 }
 
+/// The tools read lines in pieces of 10,239 bytes and take a piece for a line: a rule must never be so
+/// long that its text becomes one.
+#[test]
+fn no_text_of_a_rule_becomes_a_rule_of_its_own() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        assert_sound(&agent.apply(program(way, 2)));
+        let smuggled = "-A FORWARD -j ACCEPT -m comment --comment ";
+        let mut commented = accept();
+        commented.comments = (0..200).map(|n| format!("{}{smuggled}", "x".repeat(n))).collect();
+        let log = Rule::new(vec![], Action::Log { prefix: format!(" {smuggled}").repeat(500) });
+        let nowhere = Match::Protocol { negated: true, protocol: Protocol::Number(6) };
+        let too_long = Rule::new(vec![nowhere; 2000], Action::Accept);
+        let report = agent.apply(changed_policies(way, [(1, vec![commented, log, too_long])]));
+        assert_sound(&report);
+        let after = way.save("filter");
+        let rules = lines_with(&after, "-A cali-pi-1 ");
+        assert_eq!(rules.len(), 3, "{after}");
+        assert!(rules[0].contains("-j MARK") && rules[2].ends_with("-j DROP"), "{after}");
+        assert_eq!(lines_with(&after, "-A FORWARD").len(), 3, "{after}");
+    });
+}
+
 #[test]
 fn a_restore_program_that_is_killed_is_replaced() {
     needs_tables!();

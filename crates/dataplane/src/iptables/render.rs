@@ -19,6 +19,25 @@ use super::hash::RuleHash;
 /// Longest comment in bytes (netfilter.md 4.3).
 const MAX_COMMENT: usize = 256;
 
+/// Longest text after the hash comment. The tools read lines into a buffer of 10,240 bytes and take
+/// what does not fit for a line of its own, so that a longer rule would not only be wrong: whoever
+/// chose its text would write the next one.
+const MAX_TAIL: usize = 10_000;
+
+/// Most words after the hash comment. The tools take 255 in a line.
+const MAX_WORDS: usize = 240;
+
+/// Words of one comment.
+const COMMENT_WORDS: usize = 4;
+
+/// So many comments of the greatest length always fit, beside any rule that the compiler makes.
+const FEW_COMMENTS: usize = 4;
+
+/// Longest prefix of kernel log records in bytes: with the two that are added it must stay below 1,023,
+/// from where on the tools refuse a word. The kernel keeps 29; more is written only so that the hashes
+/// of usual rules are the reference's.
+const MAX_LOG_PREFIX: usize = 1000;
+
 /// Bytes of a packet that are handed to the flow log.
 const NFLOG_BYTES: u32 = 80;
 
@@ -50,18 +69,64 @@ pub fn write_rule_line(out: &mut String, op: &str, rule: &Rule, hash: RuleHash, 
 }
 
 /// Appends comments, matches and action of a rule, each word with a blank before it.
+///
+/// Comments that make the line longer than the tools read are left out. A rule that is too long without
+/// any drops what gets there.
 pub fn write_tail(out: &mut String, rule: &Rule, features: &Features) {
-    for comment in &rule.comments {
-        out.push_str(" -m comment --comment \"");
-        push_comment(out, comment);
-        out.push('"');
+    let start = out.len();
+    for comment in rule.comments.iter().take(FEW_COMMENTS) {
+        push_whole_comment(out, comment);
     }
+    let end_of_comments = out.len();
     for condition in &rule.matches {
         push_match(out, condition);
     }
     if let Some(action) = &rule.action {
         push_action(out, action, features);
     }
+    let text = out.get(start..).unwrap_or_default();
+    // Most lines are far too short to hold too many words.
+    if text.len() > MAX_WORDS && !fits(text) {
+        out.truncate(start);
+        push_whole_comment(out, "Too long to be written");
+        push_action(out, &Action::Drop, features);
+    } else if rule.comments.len() > FEW_COMMENTS {
+        insert_comments(out, start, end_of_comments, &rule.comments);
+    }
+}
+
+/// Adds the comments that have not been written yet at a place in the text, as far as they fit.
+fn insert_comments(out: &mut String, start: usize, at: usize, comments: &[String]) {
+    let rest = out.split_off(at);
+    let (mut length, mut n_words) =
+        (out.len() - start + rest.len(), words(out.get(start..).unwrap_or_default()) + words(&rest));
+    for comment in comments.iter().skip(FEW_COMMENTS) {
+        let before = out.len();
+        push_whole_comment(out, comment);
+        length += out.len() - before;
+        n_words += COMMENT_WORDS;
+        if length > MAX_TAIL || n_words > MAX_WORDS {
+            out.truncate(before);
+            break;
+        }
+    }
+    out.push_str(&rest);
+}
+
+fn fits(text: &str) -> bool {
+    text.len() <= MAX_TAIL && words(text) <= MAX_WORDS
+}
+
+/// Counts words as the tools do: every one has a blank before it that is not in quotes.
+fn words(text: &str) -> usize {
+    // No text holds a quote: what lies outside of quotes is every other piece.
+    text.split('"').step_by(2).map(|outside| outside.bytes().filter(|byte| *byte == b' ').count()).sum()
+}
+
+fn push_whole_comment(out: &mut String, comment: &str) {
+    out.push_str(" -m comment --comment \"");
+    push_comment(out, comment);
+    out.push('"');
 }
 
 fn push_match(out: &mut String, condition: &Match) {
@@ -304,7 +369,7 @@ fn push_comment(out: &mut String, comment: &str) {
 /// Text between quotes: blanks are fine, what could end or escape the quote is replaced.
 fn push_quoted(out: &mut String, text: &str) {
     let plain = |c: char| c == ' ' || (c.is_ascii_graphic() && c != '"' && c != '\\');
-    out.extend(text.chars().map(|c| if plain(c) { c } else { '_' }));
+    out.extend(text.chars().take(MAX_LOG_PREFIX).map(|c| if plain(c) { c } else { '_' }));
 }
 
 /// A word without quotes around it.
@@ -454,6 +519,48 @@ mod tests {
         );
         let log = rule_fragment(&Rule::new(Vec::new(), Action::Log { prefix: nasty.into() }), &Features::default());
         assert_eq!(log, "--jump LOG --log-prefix \"a_ -j ACCEPT_-A INPUT__': \" --log-level 5");
+    }
+
+    #[test]
+    fn no_rule_is_longer_than_the_tools_read() {
+        let line = |rule: &Rule| rule_line(&format!("-A {}", "c".repeat(28)), rule, hash(), &Features::default());
+        let rule = |comments: Vec<String>| Rule { comments, ..Rule::new(Vec::new(), Action::Drop) };
+        // (comments, those that are written)
+        for (comment, n, written) in [
+            ("k=v".to_owned(), 1, 1),
+            ("k=v".to_owned(), 58, 58),
+            ("k=v".to_owned(), 10_000, 59),
+            (" ".repeat(256), 30, 30),
+            ("-A INPUT -j ACCEPT ".repeat(100), 10_000, 35),
+        ] {
+            let line = line(&rule(vec![comment.clone(); n]));
+            assert!(line.len() < 10_200, "{} bytes", line.len());
+            assert_eq!(line.matches("--comment").count(), written + 1, "{n} of {comment:?}");
+            assert!(line.ends_with(" --jump DROP"), "{line}");
+        }
+        let log = Rule::new(Vec::new(), Action::Log { prefix: "-A INPUT ".repeat(10_000) });
+        assert!(line(&log).len() < 1_200);
+    }
+
+    #[test]
+    fn a_rule_that_is_too_long_without_comments_drops() {
+        let ports = || Match::Ports { side: Side::Source, negated: true, ports: vec![PortRange::single(1)] };
+        let set = || Match::Set {
+            side: Side::Source,
+            negated: true,
+            set: SetName::new(&"x".repeat(31)).unwrap(),
+            with_port: true,
+        };
+        let rule = |matches: Vec<Match>| Rule::new(matches, Action::Accept).comment("k=v");
+        for matches in [vec![ports(); 60], vec![set(); 200], vec![ports(); 10_000]] {
+            let text = rule_fragment(&rule(matches), &Features::default());
+            assert_eq!(text, "-m comment --comment \"Too long to be written\" --jump DROP");
+        }
+        assert!(rule_fragment(&rule(vec![ports(); 40]), &Features::default()).ends_with("--jump ACCEPT"));
+    }
+
+    fn hash() -> RuleHash {
+        RuleHash::parse("hecdSCslEjdBPBPo").unwrap()
     }
 
     #[test]
