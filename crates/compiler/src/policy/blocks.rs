@@ -5,9 +5,10 @@
 //! scratch bit 0, which the main rule then asks for. Scratch bit 1 is "this block passes".
 
 use ipnet::IpNet;
-use program::{Action, Match, Rule, Side};
+use model::PortRange;
+use program::{Action, Match, Rule, SetName, Side};
 
-use super::shape::{HalfShape, Shape};
+use super::shape::Shape;
 use crate::marks::Marks;
 
 struct Blocks<'a> {
@@ -23,7 +24,7 @@ pub(super) fn append(shape: &Shape, marks: &Marks, out: &mut Vec<Rule>) -> bool 
     let halves = [(Side::Source, &shape.source), (Side::Destination, &shape.destination)];
     for (side, half) in halves {
         if half.ports_need_block() {
-            blocks.positive(port_alternatives(shape, side, half));
+            blocks.positive(port_alternatives(shape, side, &half.ports, &half.named_ports));
         }
     }
     for (side, half) in halves {
@@ -36,16 +37,21 @@ pub(super) fn append(shape: &Shape, marks: &Marks, out: &mut Vec<Rule>) -> bool 
             blocks.negative(net_alternatives(side, &half.not_nets));
         }
     }
+    for (side, half) in halves {
+        if half.not_ports_need_block() {
+            blocks.negative(port_alternatives(shape, side, &half.not_ports, &half.not_named_ports));
+        }
+    }
     blocks.started
 }
 
-fn port_alternatives(shape: &Shape, side: Side, half: &HalfShape) -> Vec<Vec<Match>> {
+fn port_alternatives(shape: &Shape, side: Side, pieces: &[Vec<PortRange>], names: &[SetName]) -> Vec<Vec<Match>> {
     let protocol = || shape.protocol.clone().map(|protocol| Match::Protocol { negated: false, protocol });
-    let by_number = half.ports.iter().map(|piece| {
+    let by_number = pieces.iter().map(|piece| {
         let ports = Match::Ports { side, negated: false, ports: piece.clone() };
         protocol().into_iter().chain([ports]).collect()
     });
-    let by_name = half.named_ports.iter().map(|set| {
+    let by_name = names.iter().map(|set| {
         let set = set.clone();
         vec![Match::Set { side, negated: false, set, with_port: true }]
     });

@@ -12,6 +12,10 @@ use super::set_name;
 /// Slots of one port match; a range takes two (10.3).
 const MAX_PORT_SLOTS: usize = 15;
 
+/// Most exclusions of ports on one side that are matches of the main rule. The tools refuse a line of
+/// more than 255 words, and one exclusion is six.
+const MAX_PORT_EXCLUSIONS: usize = 10;
+
 /// Protocols that the port match works with: tcp, udp, dccp, sctp, udplite.
 const PORT_PROTOCOLS: [u8; 5] = [6, 17, 33, 132, 136];
 
@@ -34,11 +38,11 @@ pub(super) struct HalfShape {
     pub(super) not_nets: Vec<IpNet>,
     /// Pieces that fit in one match each.
     pub(super) ports: Vec<Vec<PortRange>>,
-    not_ports: Vec<Vec<PortRange>>,
+    pub(super) not_ports: Vec<Vec<PortRange>>,
     sets: Vec<SetName>,
     not_sets: Vec<SetName>,
     pub(super) named_ports: Vec<SetName>,
-    not_named_ports: Vec<SetName>,
+    pub(super) not_named_ports: Vec<SetName>,
     address_ports: Vec<SetName>,
 }
 
@@ -120,6 +124,11 @@ impl HalfShape {
         !self.not_nets.is_empty() && left + self.not_nets.len() > 1
     }
 
+    /// Exclusions are matches of the main rule as long as these are few.
+    pub(super) fn not_ports_need_block(&self) -> bool {
+        self.not_ports.len() + self.not_named_ports.len() > MAX_PORT_EXCLUSIONS
+    }
+
     fn take_positive(&mut self, side: Side, matches: &mut Vec<Match>) {
         if !self.nets_need_block() {
             matches.extend(self.nets.iter().map(|net| Match::Net { side, negated: false, net: *net }));
@@ -139,8 +148,10 @@ impl HalfShape {
         }
         let set = |with_port| move |set| Match::Set { side, negated: true, set, with_port };
         matches.extend(self.not_sets.drain(..).map(set(false)));
-        matches.extend(self.not_ports.drain(..).map(|ports| Match::Ports { side, negated: true, ports }));
-        matches.extend(self.not_named_ports.drain(..).map(set(true)));
+        if !self.not_ports_need_block() {
+            matches.extend(self.not_ports.drain(..).map(|ports| Match::Ports { side, negated: true, ports }));
+            matches.extend(self.not_named_ports.drain(..).map(set(true)));
+        }
     }
 }
 

@@ -152,6 +152,27 @@ fn a_protocol_and_a_negated_one_are_reduced_to_one_match() {
 }
 
 #[test]
+fn many_excluded_ports_are_moved_out_of_the_main_rule() {
+    let excluding = |n: u16| {
+        let mut rule = RuleProgram { protocol: named("tcp"), ..bare(Verdict::Allow) };
+        // Every piece takes 15 of them.
+        rule.destination.not_ports = (1..=n * 15).map(PortRange::single).collect();
+        rule.destination.not_named_port_sets = vec![SetId::from_text("n:x")];
+        render(&rule, Family::V4).0
+    };
+    let few = excluding(9);
+    assert_eq!((few.len(), few[0].matches.len()), (2, 11), "{few:?}");
+    let many = excluding(200);
+    assert_eq!(many[0].action, Some(Action::SetMaskedMark { value: 0x80000, mask: 0x180000 }));
+    let exclusions = &many[1..202];
+    assert!(exclusions.iter().all(|rule| rule.action == Some(Action::ClearMark(0x80000))));
+    assert_eq!(exclusions[0].matches.len(), 2, "protocol and ports");
+    assert!(matches!(exclusions[200].matches[..], [Match::Set { negated: false, with_port: true, .. }]));
+    assert_eq!(many[202].matches.len(), 2, "{:?}", many[202]);
+    assert_eq!(many.len(), 204);
+}
+
+#[test]
 fn nets_of_one_family_make_a_rule_of_one_family() {
     let mut rule = bare(Verdict::Deny);
     rule.source.not_nets = vec!["10.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()];
