@@ -109,8 +109,8 @@ fn kernel_names(options: &Options, id: &SetId) -> impl Iterator<Item = (Family, 
     options.families().iter().filter_map(|family| Some((*family, SetName::new(&id.kernel_name(*family))?)))
 }
 
-/// The members of one family. Those of another kind than the set's would be refused by the kernel with
-/// everything else of their batch, and members of length 0 too.
+/// The members of one family that the kernel takes. Those of another kind than the set's it would refuse
+/// with everything else of their batch.
 fn of_family(members: &BTreeSet<SetMember>, family: Family, kind: SetType) -> BTreeSet<Member> {
     let of_kind = |member: &&SetMember| match (kind, member) {
         (SetType::Net, SetMember::Net(_)) | (SetType::AddressPort, SetMember::AddressPort { .. }) => true,
@@ -119,10 +119,12 @@ fn of_family(members: &BTreeSet<SetMember>, family: Family, kind: SetType) -> BT
     members.iter().filter(of_kind).map(member).filter(|member| member.family() == family && fits(member)).collect()
 }
 
+/// The kernel refuses networks of length 0, and 0.0.0.0 and :: except as a network. No packet that has
+/// ports has these addresses, but an endpoint in the datastore may.
 fn fits(member: &Member) -> bool {
     match member {
         Member::Net(net) => net.prefix_len() > 0,
-        Member::Address(_) | Member::AddressPort { .. } => true,
+        Member::Address(address) | Member::AddressPort { address, .. } => !address.is_unspecified(),
     }
 }
 

@@ -558,6 +558,26 @@ fn sets_exist_in_both_families_and_members_go_to_their_own() {
 }
 
 #[test]
+fn members_that_the_kernel_refuses_are_left_out() {
+    let mut compiler = Compiler::new(options(true, false));
+    compiler.compile(&Batch::default());
+    let port = |text: &str| SetMember::AddressPort { address: text.parse().unwrap(), protocol: 6, port: 80 };
+    let members = ["0.0.0.0", "10.0.0.1", "::", "fd00::1"].map(port).into();
+    let id = set_id(1);
+    let contents = SetContents { kind: SetType::AddressPort, members };
+    let create = Batch { sets_created: BTreeMap::from([(id.clone(), contents)]), ..Batch::default() };
+    let (changes, _) = compiler.compile(&create);
+    let n_members = |change: &SetChange| match change {
+        SetChange::Replace { members, .. } => members.len(),
+        SetChange::Delta { .. } | SetChange::Remove => panic!("{change:?}"),
+    };
+    assert_eq!(changes.sets.values().map(n_members).collect::<Vec<_>>(), [1, 1]);
+    let delta = MemberDelta { added: BTreeSet::new(), removed: ["0.0.0.0", "::"].map(port).into() };
+    let (changes, _) = compiler.compile(&Batch { members: BTreeMap::from([(id, delta)]), ..Batch::default() });
+    assert!(changes.sets.is_empty(), "{:?}", changes.sets);
+}
+
+#[test]
 fn a_rule_with_a_set_that_does_not_exist_is_closed() {
     let mut compiler = started();
     let with_set = |action| {
