@@ -1,10 +1,11 @@
 //! What the tests of this folder share: a reader of the datastore's output, and a proxy that can fail.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use datastore::{ConnectOptions, Datastore, FromDatastore, Limits, Pace, RESOURCES, SyncState};
@@ -188,12 +189,30 @@ async fn serve(mut client: TcpStream, target: String, mut mode: watch::Receiver<
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
+thread_local! {
+    static OF_THIS_THREAD: RefCell<Option<Log>> = const { RefCell::new(None) };
+}
+
+/// Ends the recording of this thread when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Recording;
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        OF_THIS_THREAD.take();
+    }
+}
+
 impl Log {
     /// Starts to record what this thread logs.
-    pub(crate) fn record() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub(crate) fn record() -> (Self, Recording) {
+        // One subscriber for the process: with one per thread, a place in the code that logs first on a thread
+        // without any may be taken for one that nobody listens to.
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| tracing::subscriber::set_global_default(Recorder).expect("no other subscriber"));
         let log = Self::default();
-        let guard = tracing::subscriber::set_default(log.clone());
-        (log, guard)
+        OF_THIS_THREAD.set(Some(log.clone()));
+        (log, Recording)
     }
 
     pub(crate) fn lines_with(&self, text: &str) -> Vec<String> {
@@ -202,7 +221,11 @@ impl Log {
     }
 }
 
-impl tracing::Subscriber for Log {
+/// Hands every event to the log of its thread.
+#[derive(Debug)]
+struct Recorder;
+
+impl tracing::Subscriber for Recorder {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
         metadata.target().starts_with("datastore")
     }
@@ -220,7 +243,11 @@ impl tracing::Subscriber for Log {
         event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
             write!(line, " {field}={value:?}").expect("writing to memory");
         });
-        self.0.lock().expect("no panic while logging").push(line);
+        OF_THIS_THREAD.with_borrow(|log| {
+            if let Some(Log(lines)) = log {
+                lines.lock().expect("no panic while logging").push(line);
+            }
+        });
     }
 
     fn enter(&self, _: &tracing::span::Id) {}
