@@ -23,7 +23,7 @@ pub struct Store {
     endpoint: String,
     calls: mpsc::UnboundedSender<Call>,
     // Dropped in this order: the server before its directory.
-    _server: Process,
+    server: Process,
     _directory: TempDir,
 }
 
@@ -64,7 +64,7 @@ impl Store {
             &format!("--initial-cluster=bed={peers}"),
         ])?;
         let (calls, inbox) = mpsc::unbounded_channel();
-        let mut store = Self { endpoint, calls, _server: server, _directory: directory };
+        let mut store = Self { endpoint, calls, server, _directory: directory };
         store.await_port(netns)?;
         let path = netns.path();
         std::thread::Builder::new().name("etcd client".to_owned()).spawn(move || serve(&path, inbox))?;
@@ -76,7 +76,7 @@ impl Store {
     fn await_port(&mut self, netns: &Netns) -> Result<()> {
         let deadline = Instant::now() + START;
         while netns.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 2379)).is_err()) {
-            ensure!(self._server.is_running()?, "etcd ended at once (is etcd-server installed?)");
+            ensure!(self.server.is_running()?, "etcd ended at once (is etcd-server installed?)");
             ensure!(Instant::now() < deadline, "etcd does not listen after {START:?}");
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -2,7 +2,7 @@
 //!
 //! Pure: addresses in, bytes out. Layouts are those of RFC 791, 792, 768, 9293, 8200 and 4443.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, bail};
 
@@ -86,50 +86,51 @@ pub fn syn(source: IpAddr, destination: SocketAddr, token: &Token) -> Vec<u8> {
 ///
 /// If the addresses are of different families.
 pub fn ip(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Result<Vec<u8>> {
-    let length = payload.len() as u16;
-    let mut packet = Vec::new();
     match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            packet.extend([0x45, 0]);
-            packet.extend((length + 20).to_be_bytes());
-            packet.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]); // Id, don't fragment, TTL, checksum.
-            packet.extend(source.octets());
-            packet.extend(destination.octets());
-            let sum = checksum(&[&packet]);
-            packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            packet.extend([0x60, 0, 0, 0]);
-            packet.extend(length.to_be_bytes());
-            packet.extend([protocol, 64]);
-            packet.extend(source.octets());
-            packet.extend(destination.octets());
-        }
+        (IpAddr::V4(source), IpAddr::V4(destination)) => Ok(ipv4(source, destination, protocol, payload)),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Ok(ipv6(source, destination, protocol, payload)),
         _ => bail!("{source} and {destination} are of different families"),
     }
+}
+
+fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0];
+    packet.extend((20 + payload.len() as u16).to_be_bytes());
+    packet.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]); // Id, don't fragment, TTL, checksum.
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    let sum = checksum(&[&packet]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(payload);
-    Ok(packet)
+    packet
+}
+
+fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((payload.len() as u16).to_be_bytes());
+    packet.extend([protocol, 64]); // Next header, hop limit.
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(payload);
+    packet
 }
 
 /// Returns the Ethernet frame of a client that has no address: UDP 0.0.0.0:68 to 255.255.255.255:67.
-///
-/// # Errors
-///
-/// None that can occur.
-pub fn dhcp(mac: [u8; 6], token: &Token) -> Result<Vec<u8>> {
-    let (source, destination) = (IpAddr::from([0; 4]), IpAddr::from([255; 4]));
+#[must_use]
+pub fn dhcp(mac: [u8; 6], token: &Token) -> Vec<u8> {
+    let (source, destination) = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
     let mut datagram = Vec::new();
     datagram.extend(68_u16.to_be_bytes());
     datagram.extend(67_u16.to_be_bytes());
     datagram.extend((8 + token.len() as u16).to_be_bytes());
     datagram.extend([0, 0]);
     datagram.extend(token);
-    seal(&mut datagram, 6, source, destination, 17);
+    seal(&mut datagram, 6, source.into(), destination.into(), 17);
     let mut frame = vec![0xff; 6];
     frame.extend(mac);
     frame.extend([0x08, 0x00]);
-    frame.extend(ip(source, destination, 17, &datagram)?);
-    Ok(frame)
+    frame.extend(ipv4(source, destination, 17, &datagram));
+    frame
 }
 
 #[cfg(test)]

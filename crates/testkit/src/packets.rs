@@ -300,7 +300,7 @@ fn sendto_exactly(raw: &OwnedFd, packet: &[u8], to: &dyn nix::sys::socket::Socka
 pub fn dhcp_broadcast(interface: &str, token: &Token) -> Result<()> {
     let (raw, address) = packet_socket(interface)?;
     let mac = address.addr().context("the interface has no MAC address")?;
-    UdpSocket::from(raw).send(&frames::dhcp(mac, token)?)?;
+    UdpSocket::from(raw).send(&frames::dhcp(mac, token))?;
     Ok(())
 }
 
