@@ -38,6 +38,9 @@ const FEW_COMMENTS: usize = 4;
 /// of usual rules are the reference's.
 const MAX_LOG_PREFIX: usize = 1000;
 
+/// Longest name of an interface in bytes.
+const MAX_INTERFACE: usize = 15;
+
 /// Bytes of a packet that are handed to the flow log.
 const NFLOG_BYTES: u32 = 80;
 
@@ -291,7 +294,10 @@ fn push_interface(out: &mut String, option: &str, interface: &InterfaceMatch) {
         InterfaceMatch::Exact(name) => push_word(out, name),
         InterfaceMatch::Prefix(prefix) => {
             push_word(out, prefix);
-            out.push('+');
+            // A name of full length begins no other, and the tools refuse the sign behind it.
+            if prefix.len() < MAX_INTERFACE {
+                out.push('+');
+            }
         }
     }
 }
@@ -412,6 +418,8 @@ mod tests {
             (Match::MarkIsNot { value: 0x10, mask: 0x30 }, "-m mark ! --mark 0x10/0x30"),
             (Match::In(InterfaceMatch::Exact("eth0".into())), "--in-interface eth0"),
             (Match::Out(InterfaceMatch::Prefix("cali".into())), "--out-interface cali+"),
+            (Match::In(InterfaceMatch::Prefix("abcdefghijklmn".into())), "--in-interface abcdefghijklmn+"),
+            (Match::In(InterfaceMatch::Prefix("abcdefghijklmno".into())), "--in-interface abcdefghijklmno"),
             (Match::ReversePathFailed, "-m rpfilter --invert --validmark"),
             (local(Side::Source, false, false), "-m addrtype --src-type LOCAL"),
             (local(Side::Source, true, true), "-m addrtype ! --src-type LOCAL --limit-iface-out"),
