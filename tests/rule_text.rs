@@ -2,8 +2,6 @@
 //!
 //! Shared by the tests that compare text and those that load it into a kernel.
 
-use std::collections::BTreeMap;
-
 use compiler::Options;
 use compiler::options::DenyAction;
 use compiler::policy::{Context, Owner};
@@ -71,18 +69,7 @@ pub fn lines(chain: &Chain, features: &Features) -> Vec<String> {
 /// If it has a field that is not known here.
 #[must_use]
 pub fn rule_program(rule: &Value) -> RuleProgram {
-    let mut program = RuleProgram {
-        action: Action::Allow,
-        family: None,
-        protocol: None,
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source: SideProgram::default(),
-        destination: SideProgram::default(),
-        annotations: BTreeMap::new(),
-        index: 0,
-    };
+    let mut program = RuleProgram::for_everything(Action::Allow);
     for (field, value) in rule.as_object().unwrap() {
         if let Some((side, negated, field)) = side_field(field) {
             let side = if side == "src" { &mut program.source } else { &mut program.destination };

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graph::{
-    MemberDelta, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember, SetType, SideProgram,
-    TierProgram,
+    MemberDelta, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember, SetType, TierProgram,
 };
 use model::{PolicyKind, SetId, WorkloadEndpoint, WorkloadEndpointKey};
 use program::{BaseChain, Hooks, Member, SetChange, SetName, SetSpec};
@@ -203,18 +202,7 @@ fn rule(dice: &mut Dice, sets: &[SetId]) -> RuleProgram {
 }
 
 fn bare_rule(action: model::Action) -> RuleProgram {
-    RuleProgram {
-        action,
-        family: None,
-        protocol: None,
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source: SideProgram::default(),
-        destination: SideProgram::default(),
-        annotations: BTreeMap::new(),
-        index: 0,
-    }
+    RuleProgram::for_everything(action)
 }
 
 fn rules(dice: &mut Dice, sets: &[SetId]) -> Vec<RuleProgram> {

@@ -112,6 +112,24 @@ pub struct RuleProgram {
     pub index: u32,
 }
 
+impl RuleProgram {
+    /// Returns the rule without any match: it applies to every packet.
+    pub fn for_everything(action: Action) -> Self {
+        Self {
+            action,
+            family: None,
+            protocol: None,
+            not_protocol: None,
+            icmp: None,
+            not_icmp: None,
+            source: SideProgram::default(),
+            destination: SideProgram::default(),
+            annotations: BTreeMap::new(),
+            index: 0,
+        }
+    }
+}
+
 /// What a rule asks of one side of a packet.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SideProgram {

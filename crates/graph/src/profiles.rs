@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use model::profile::DEFAULT_ALLOW;
-use model::{Action, EntityMatch, Name, ProfileRules, Rule};
+use model::{Action, Name, ProfileRules};
 
 use crate::kit::{Counted, ValueMap};
 
@@ -32,25 +32,8 @@ pub(crate) struct ActiveProfiles {
 
 impl Default for ActiveProfiles {
     fn default() -> Self {
-        let allow = vec![rule(Action::Allow)];
-        let default_allow = Arc::new(ProfileRules { inbound: allow.clone(), outbound: allow });
+        let default_allow = Arc::new(ProfileRules::for_everything(Action::Allow));
         Self { stored: ValueMap::default(), listed: Counted::default(), default_allow }
-    }
-}
-
-/// A rule that matches everything.
-pub(crate) fn rule(action: Action) -> Rule {
-    Rule {
-        action,
-        family: None,
-        protocol: None,
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source: EntityMatch::default(),
-        destination: EntityMatch::default(),
-        has_http: false,
-        annotations: std::collections::BTreeMap::new(),
     }
 }
 

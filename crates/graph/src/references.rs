@@ -19,7 +19,7 @@ pub(crate) use convert::SetSource;
 use crate::active::ActiveDelta;
 use crate::batch::{PolicyProgram, ProfileProgram, RuleProgram};
 use crate::kit::{IdMap, Interner, ValueMap};
-use crate::profiles::{ProfileDelta, rule};
+use crate::profiles::ProfileDelta;
 
 /// A change of what the active rules are and need. `set` numbers a set while it is needed.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,10 +83,7 @@ impl References {
         match delta {
             ProfileDelta::Set(name, rules) => {
                 let missing = rules.is_none();
-                let rules = rules.unwrap_or_else(|| {
-                    let deny = vec![rule(Action::Deny)];
-                    Arc::new(ProfileRules { inbound: deny.clone(), outbound: deny })
-                });
+                let rules = rules.unwrap_or_else(|| Arc::new(ProfileRules::for_everything(Action::Deny)));
                 let (inbound, outbound, needs) = self.convert(&rules.inbound, &rules.outbound);
                 let new = self.acquire(needs, out);
                 let old = if new.is_empty() {

@@ -41,7 +41,7 @@ use std::sync::Arc;
 use crate::key::{PolicyKey, PolicyKind, ResourceKey, WorkloadEndpointKey};
 use crate::labels::Labels;
 use crate::names::Name;
-use crate::policy::{Action, EntityMatch, Rule, Tier};
+use crate::policy::{Action, Tier};
 use crate::profile::{DEFAULT_ALLOW, ProfileRules};
 use crate::update::{ConfigSource, Update};
 use crate::v3;
@@ -139,21 +139,7 @@ pub fn convert(key: &ResourceKey, value: Option<&[u8]>, options: &Options) -> Co
 
 /// Returns the records that exist without being stored (K-6).
 pub fn static_updates() -> Vec<Update> {
-    let allow_all = || {
-        vec![Rule {
-            action: Action::Allow,
-            family: None,
-            protocol: None,
-            not_protocol: None,
-            icmp: None,
-            not_icmp: None,
-            source: EntityMatch::default(),
-            destination: EntityMatch::default(),
-            has_http: false,
-            annotations: BTreeMap::new(),
-        }]
-    };
-    let rules = ProfileRules { inbound: allow_all(), outbound: allow_all() };
+    let rules = ProfileRules::for_everything(Action::Allow);
     vec![
         Update::ProfileLabels(DEFAULT_ALLOW.into(), None),
         Update::ProfileRules(DEFAULT_ALLOW.into(), Some(Arc::new(rules))),

@@ -58,6 +58,24 @@ pub struct Rule {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Rule {
+    /// Returns the rule without any match: it applies to every packet.
+    pub fn for_everything(action: Action) -> Self {
+        Self {
+            action,
+            family: None,
+            protocol: None,
+            not_protocol: None,
+            icmp: None,
+            not_icmp: None,
+            source: EntityMatch::default(),
+            destination: EntityMatch::default(),
+            has_http: false,
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
 /// What a rule asks of one side of a packet.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EntityMatch {

@@ -1,6 +1,6 @@
 //! Profiles: rules that apply where no policy decided.
 
-use crate::policy::Rule;
+use crate::policy::{Action, Rule};
 
 /// Name of the profile that exists without being stored (datastore.md K-6).
 pub const DEFAULT_ALLOW: &str = "projectcalico-default-allow";
@@ -10,4 +10,11 @@ pub const DEFAULT_ALLOW: &str = "projectcalico-default-allow";
 pub struct ProfileRules {
     pub inbound: Vec<Rule>,
     pub outbound: Vec<Rule>,
+}
+
+impl ProfileRules {
+    /// Returns the rules of a profile that has one verdict for everything, in both directions.
+    pub fn for_everything(action: Action) -> Self {
+        Self { inbound: vec![Rule::for_everything(action)], outbound: vec![Rule::for_everything(action)] }
+    }
 }

@@ -8,7 +8,6 @@
 //! Everything panics on texts that are wrong: this is for tests.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "builders are for tests")]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -223,18 +222,7 @@ pub fn selector(text: &str) -> Arc<Selector> {
 
 /// Starts a rule from its action; everything else is absent.
 pub fn rule_of(action: Action) -> Rule {
-    Rule {
-        action,
-        family: None,
-        protocol: None,
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source: EntityMatch::default(),
-        destination: EntityMatch::default(),
-        has_http: false,
-        annotations: BTreeMap::new(),
-    }
+    Rule::for_everything(action)
 }
 
 /// Reads a rule: an action (`allow`, `deny`, `log`, `pass`), then any of

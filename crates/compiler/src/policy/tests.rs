@@ -1,24 +1,13 @@
 //! Rules that the kernel would refuse (netfilter.md 10.7), and verdicts that must not leak.
 
-use graph::{RuleProgram, SideProgram};
+use graph::RuleProgram;
 use model::{Action as Verdict, Family, IcmpMatch, Name, PolicyKey, PolicyKind, PortRange, Protocol, SetId};
 use program::{Action, Direction, Match, Table};
 
 use super::*;
 
 fn bare(action: Verdict) -> RuleProgram {
-    RuleProgram {
-        action,
-        family: None,
-        protocol: None,
-        not_protocol: None,
-        icmp: None,
-        not_icmp: None,
-        source: SideProgram::default(),
-        destination: SideProgram::default(),
-        annotations: std::collections::BTreeMap::new(),
-        index: 0,
-    }
+    RuleProgram::for_everything(action)
 }
 
 fn named(name: &str) -> Option<Protocol> {

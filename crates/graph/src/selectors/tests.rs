@@ -1,3 +1,5 @@
+//! Tests of the stage against a plain model of what it should know.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::selector::LabelSource;

@@ -1,3 +1,5 @@
+//! Tests of the conversion: by resource, against the vectors, with hostile input.
+
 mod neutron;
 mod policies;
 mod properties;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::policy::Policy;
+use crate::policy::{EntityMatch, Policy, Rule};
 
 /// Spoofing is not allowed.
 const STRICT: Options = Options { allow_spoofing: false };

@@ -1,3 +1,5 @@
+//! Tests of the language against the vectors, and of its laws.
+
 use proptest::prelude::*;
 use serde_json::Value;
 

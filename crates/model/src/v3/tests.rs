@@ -1,3 +1,5 @@
+//! Tests of the stored types: what reads as what, and what does not read.
+
 use proptest::prelude::*;
 use serde_json::json;
 
