@@ -4,9 +4,14 @@
 //! (K-2). A value that cannot be used gives the absent update at once, together with one log line for each change of
 //! the key: the machine reports a change once, so a retry never repeats the line.
 
-use model::convert::{Effect, Options, convert, static_updates};
+use model::convert::{Complaint, Effect, Options, convert, static_updates};
 use model::{ResourceKey, Update};
 use tracing::warn;
+
+/// Complaints about one value that a line of the log holds, and the length of each, in characters.
+const MOST_COMPLAINTS: usize = 5;
+const LONGEST_COMPLAINT: usize = 300;
+const LONGEST_KEY: usize = 500;
 
 /// Converts resources one by one; each conversion depends on nothing but the key, the value and the options.
 #[derive(Clone, Debug)]
@@ -33,24 +38,69 @@ impl Decoder {
         };
         let converted = convert(&resource, value, &self.options);
         if !converted.complaints.is_empty() {
-            let key = String::from_utf8_lossy(key);
+            let key = shortened(&String::from_utf8_lossy(key), LONGEST_KEY);
             let rejected = converted.complaints.iter().any(|complaint| complaint.effect == Effect::Rejected);
-            let reasons: Vec<_> = converted.complaints.iter().map(ToString::to_string).collect();
-            let reason = reasons.join("; ");
+            let reason = summary(&converted.complaints);
             if rejected {
-                warn!(%key, reason, "invalid resource treated as absent");
+                warn!(key, reason, "invalid resource treated as absent");
             } else {
-                warn!(%key, reason, "resource has invalid parts");
+                warn!(key, reason, "resource has invalid parts");
             }
         }
         out.extend(converted.updates);
     }
 }
 
+/// Joins what is wrong with a value into one text. A value may hold megabytes of it, so that the text is cut: first
+/// what has the value rejected, then the rest, in the order of the value.
+fn summary(complaints: &[Complaint]) -> String {
+    let (rejecting, other): (Vec<_>, Vec<_>) =
+        complaints.iter().partition(|complaint| complaint.effect == Effect::Rejected);
+    let said = rejecting.into_iter().chain(other).take(MOST_COMPLAINTS);
+    let mut parts: Vec<_> = said.map(|complaint| shortened(&complaint.to_string(), LONGEST_COMPLAINT)).collect();
+    let rest = complaints.len().saturating_sub(MOST_COMPLAINTS);
+    if rest > 0 {
+        parts.push(format!("and {rest} more"));
+    }
+    parts.join("; ")
+}
+
+/// Takes the middle out of a text that is too long: its beginning says where, its end what is wrong.
+fn shortened(text: &str, longest: usize) -> String {
+    let length = text.chars().count();
+    if length <= longest {
+        return text.to_owned();
+    }
+    let (head, tail) = (longest / 2, longest - longest / 2);
+    let beginning: String = text.chars().take(head).collect();
+    let end: String = text.chars().skip(length - tail).collect();
+    format!("{beginning}[{} characters]{end}", length - longest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::RESOURCES;
+
+    #[test]
+    fn what_is_said_about_a_value_is_short_however_much_is_wrong_with_it() {
+        let complaint = |field: &str, reason: String, effect| Complaint { field: field.into(), reason, effect };
+        let mut complaints: Vec<_> = (0..40_000)
+            .map(|n| complaint(&format!("spec.nets[{n}]"), "no network".into(), Effect::PartIgnored))
+            .collect();
+        complaints.push(complaint("spec.selector", format!("{} is bad", "(".repeat(1_000_000)), Effect::Rejected));
+        let text = summary(&complaints);
+        assert!(text.len() < 2000, "{}", text.len());
+        assert!(text.starts_with("spec.selector"), "{text}");
+        assert!(text.contains("is bad (treated as absent); spec.nets[0]"), "{text}");
+        assert!(text.ends_with("and 39996 more"), "{text}");
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(shortened("äöüß", 4), "äöüß");
+        assert_eq!(shortened("äöüßäöüß", 4), "äö[4 characters]üß");
+    }
 
     #[test]
     fn keys_that_are_not_read_give_nothing() {

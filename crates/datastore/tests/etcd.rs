@@ -230,7 +230,7 @@ async fn a_damaged_value_is_logged_once_for_each_change() {
     follower.until("in sync", |seen| seen.is_in_sync()).await;
     let lines = log.lines_with("invalid resource treated as absent");
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0].contains(&format!("key={}", tier("bad"))) && lines[0].contains("reason="), "{lines:?}");
+    assert!(lines[0].contains(&format!("key={:?}", tier("bad"))) && lines[0].contains("reason="), "{lines:?}");
 
     // Neither a resumed watch nor a new list repeats it.
     etcd.restart().unwrap();
