@@ -53,6 +53,8 @@ pub struct ApplyLoop {
     doubted_at: Option<Instant>,
     /// When to remove what the other iptables variant holds of ours; `None` when that is done.
     sweep: Option<Instant>,
+    /// What the last sweep failed at.
+    unswept: Vec<String>,
 }
 
 /// The table drivers: which variant they use is known only after the first look at the host.
@@ -75,6 +77,7 @@ impl ApplyLoop {
             routes: Routes::new(&options),
             doubted_at: None,
             sweep: Some(Instant::now()),
+            unswept: Vec::new(),
             options,
         }
     }
@@ -97,13 +100,15 @@ impl ApplyLoop {
         for ((family, name), routes) in routes {
             self.routes.want_routes(family, &name, routes);
         }
+        let mut sysctls = DriverReport { driver: "sysctl".to_owned(), ..DriverReport::default() };
         if !std::mem::replace(&mut self.started, true) {
-            drivers.push(self.sysctls.start());
+            sysctls.add(self.sysctls.start(Instant::now()));
         }
         self.settle_on_variant(&mut drivers).await;
 
         let mut sets = self.sets.write_additions(Instant::now());
-        drivers.push(self.sysctls.sync(Instant::now()));
+        sysctls.add(self.sysctls.sync(Instant::now()));
+        drivers.push(sysctls);
         let mut tables = self.run_tables().await;
         if self.tables_lack_a_set() {
             // Somebody removed it behind our back: once more, after a look at the sets.
@@ -295,7 +300,12 @@ impl ApplyLoop {
         let Tables::Known { variant, families } = &self.tables else { return Vec::new() };
         let settled = families.iter().all(FamilyTables::is_settled);
         if !settled || self.sweep.is_none_or(|at| at > Instant::now()) {
-            return Vec::new();
+            let waits = |driver: &String| DriverReport {
+                driver: driver.clone(),
+                waiting: Some("what the other variant holds of ours is not removed yet".to_owned()),
+                ..DriverReport::default()
+            };
+            return self.unswept.iter().map(waits).collect();
         }
         let other = match variant {
             Variant::Legacy => Variant::Nft,
@@ -305,8 +315,9 @@ impl ApplyLoop {
         for family in families_of(&self.options) {
             reports.extend(sweep(family, other, &self.options).await);
         }
-        let failed = reports.iter().any(|report: &DriverReport| !report.errors.is_empty());
-        self.sweep = failed.then(|| Instant::now() + SWEEP_PAUSE);
+        let failed = reports.iter().filter(|report: &&DriverReport| !report.errors.is_empty());
+        self.unswept = failed.map(|report| report.driver.clone()).collect();
+        self.sweep = (!self.unswept.is_empty()).then(|| Instant::now() + SWEEP_PAUSE);
         reports.retain(|report| report.writes > 0 || !report.errors.is_empty());
         reports
     }

@@ -6,7 +6,7 @@
 //! comes up, even before a workload endpoint names it; one that could not be configured stays
 //! [pending](Sysctls::pending) and is tried again. Settings are never taken back: they go with the interface.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,13 @@ pub struct Sysctls {
     links: BTreeMap<Name, LinkState>,
     specs: BTreeMap<Name, InterfaceSpec>,
     pending: BTreeMap<Name, Backoff>,
+    /// What is wrong with pending interfaces that exist.
+    problems: BTreeMap<Name, String>,
+    /// Settings whose failure does not keep an interface pending, and was said.
+    tolerated: BTreeSet<String>,
+    /// Settings of the host that could not be written, and the pause between attempts.
+    host: Vec<&'static str>,
+    host_backoff: Backoff,
     /// The time of the last call.
     last: Option<Instant>,
 }
@@ -53,25 +60,25 @@ impl Sysctls {
             links: BTreeMap::new(),
             specs: BTreeMap::new(),
             pending: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            tolerated: BTreeSet::new(),
+            host: Vec::new(),
+            host_backoff: Backoff::default(),
             last: None,
         }
     }
 
     /// Switches forwarding on and learns the system's defaults; called once, before anything else (host.md 3).
-    pub fn start(&mut self) -> DriverReport {
+    /// Forwarding that cannot be switched on is tried again by [`Self::sync`].
+    pub fn start(&mut self, now: Instant) -> DriverReport {
         let mut report = DriverReport { driver: "sysctl".to_owned(), ..DriverReport::default() };
-        let mut settings = Vec::new();
         if self.ip_forwarding {
-            settings.push("net/ipv4/ip_forward");
+            self.host.push("net/ipv4/ip_forward");
             if self.ipv6 {
-                settings.push("net/ipv6/conf/all/forwarding");
+                self.host.push("net/ipv6/conf/all/forwarding");
             }
         }
-        for setting in settings {
-            if let Err(error) = self.set(setting, "1", &mut report) {
-                report.errors.push(error.full_text());
-            }
-        }
+        self.configure_host(now, &mut report);
         // Absent until connection tracking is loaded; only counters depend on it.
         if let Err(error) = self.set("net/netfilter/nf_conntrack_acct", "1", &mut report) {
             tracing::warn!(error = error.full_text(), "no accounting of tracked connections");
@@ -88,7 +95,8 @@ impl Sysctls {
     pub fn want_link(&mut self, name: &Name, link: Option<LinkState>) {
         let Some(link) = link else {
             self.links.remove(name);
-            self.pending.remove(name);
+            self.settled(name);
+            self.tolerated.retain(|setting| setting.split('/').nth(3) != Some(&**name));
             return;
         };
         let old = self.links.insert(Name::clone(name), link);
@@ -108,22 +116,51 @@ impl Sysctls {
         }
     }
 
-    /// Configures the interfaces that are up and not configured yet.
+    /// Configures the host and the interfaces that are up, as far as that is not done yet.
     pub fn sync(&mut self, now: Instant) -> DriverReport {
         self.last = Some(now);
         let mut report = DriverReport { driver: "sysctl".to_owned(), ..DriverReport::default() };
+        self.configure_host(now, &mut report);
         let due: Vec<Name> =
             self.pending.iter().filter(|(_, backoff)| backoff.ready(now)).map(|(name, _)| Name::clone(name)).collect();
         for name in due {
             // An interface that is down is configured when it comes up.
             let up = self.links.get(&name).is_some_and(|link| link.up);
             if !up || self.configure(&name, &mut report) {
-                self.pending.remove(&name);
+                self.settled(&name);
             } else if let Some(backoff) = self.pending.get_mut(&name) {
                 backoff.failed(now);
             }
         }
+        if report.errors.is_empty() {
+            let host = self.host.first().map(|setting| format!("/proc/sys/{setting} is not written yet"));
+            report.waiting = host.or_else(|| self.problems.values().next().cloned());
+        }
         report
+    }
+
+    fn configure_host(&mut self, now: Instant, report: &mut DriverReport) {
+        if !self.host_backoff.ready(now) {
+            return;
+        }
+        let mut failed = Vec::new();
+        for setting in std::mem::take(&mut self.host) {
+            if let Err(error) = self.set(setting, "1", report) {
+                report.errors.push(error.full_text());
+                failed.push(setting);
+            }
+        }
+        self.host = failed;
+        if self.host.is_empty() {
+            self.host_backoff.succeeded();
+        } else {
+            self.host_backoff.failed(now);
+        }
+    }
+
+    fn settled(&mut self, name: &Name) {
+        self.pending.remove(name);
+        self.problems.remove(name);
     }
 
     /// Interfaces that are not configured yet; their endpoints are reported down (host.md 8.6).
@@ -134,8 +171,10 @@ impl Sysctls {
     /// When the driver wants to be called again, and why. A moment in the past means at once.
     pub fn next_due(&self) -> Option<(Instant, &'static str)> {
         let last = self.last?;
-        let due = self.pending.values().map(|backoff| backoff.due().unwrap_or(last)).min()?;
-        Some((due, "interface settings"))
+        let interfaces = self.pending.values().map(|backoff| backoff.due().unwrap_or(last)).min();
+        let interfaces = interfaces.map(|due| (due, "interface settings"));
+        let host = self.host_backoff.due().map(|due| (due, "host settings"));
+        [interfaces, host].into_iter().flatten().min()
     }
 
     fn is_workload(&self, name: &str) -> bool {
@@ -144,32 +183,32 @@ impl Sysctls {
 
     /// Writes the settings of one interface, both families' even if one fails. Returns true if all that
     /// matters is in force.
-    fn configure(&self, name: &str, report: &mut DriverReport) -> bool {
+    fn configure(&mut self, name: &Name, report: &mut DriverReport) -> bool {
         if !is_plain(name) {
             // It cannot be an interface; and it must not lead out of the directory.
             report.errors.push(format!("`{name}` is no name of an interface"));
             return true;
         }
         let may_spoof = self.specs.get(name).is_some_and(|spec| spec.may_spoof);
-        let rp_filter = if may_spoof { "0" } else { self.default_rp_filter.as_str() };
+        let rp_filter = if may_spoof { "0".to_owned() } else { self.default_rp_filter.clone() };
+        let reported = report.errors.len();
 
         // A matter of security, so even with IPv6 support switched off (host.md 4, step 2).
         let accept_ra = format!("net/ipv6/conf/{name}/accept_ra");
-        if let Err(error) = self.set(&accept_ra, "0", report)
-            && self.exists("ipv6", name)
-        {
-            tracing::warn!(error = error.full_text(), "the interface may take router advertisements");
+        let outcome = self.set(&accept_ra, "0", report);
+        if outcome.is_ok() || self.exists("ipv6", name) {
+            self.tolerate(accept_ra, outcome, "the interface may take router advertisements");
         }
 
         let mut done = true;
         let conf = format!("net/ipv4/conf/{name}");
         let ipv4 = self.set(&format!("{conf}/route_localnet"), "1", report).and_then(|()| {
-            if let Err(error) = self.set(&format!("net/ipv4/neigh/{name}/proxy_delay"), "0", report) {
-                tracing::warn!(error = error.full_text(), "proxied ARP answers may be slow");
-            }
+            let proxy_delay = format!("net/ipv4/neigh/{name}/proxy_delay");
+            let outcome = self.set(&proxy_delay, "0", report);
+            self.tolerate(proxy_delay, outcome, "proxied ARP answers may be slow");
             self.set(&format!("{conf}/proxy_arp"), "1", report)?;
             self.set(&format!("{conf}/forwarding"), "1", report)?;
-            self.set(&format!("{conf}/rp_filter"), rp_filter, report)
+            self.set(&format!("{conf}/rp_filter"), &rp_filter, report)
         });
         done &= self.judge("ipv4", name, ipv4, report);
         if self.ipv6 {
@@ -179,7 +218,25 @@ impl Sysctls {
                 .and_then(|()| self.set(&format!("{conf}/forwarding"), "1", report));
             done &= self.judge("ipv6", name, ipv6, report);
         }
+        match report.errors.get(reported) {
+            Some(problem) => self.problems.insert(Name::clone(name), problem.clone()),
+            None => self.problems.remove(name),
+        };
         done
+    }
+
+    /// Says once that a setting could not be written with which the interface may be used all the same.
+    fn tolerate(&mut self, setting: String, outcome: Result<(), DriverError>, consequence: &str) {
+        match outcome {
+            Ok(()) => {
+                self.tolerated.remove(&setting);
+            }
+            Err(error) => {
+                if self.tolerated.insert(setting) {
+                    tracing::warn!(error = error.full_text(), "{consequence}");
+                }
+            }
+        }
     }
 
     /// Returns true for success. A failure is only worth a report while the interface exists.
@@ -207,8 +264,9 @@ impl Sysctls {
         if fs::read_to_string(&path).is_ok_and(|present| present.trim() == value) {
             return Ok(());
         }
+        write_once(&path, value).map_err(|source| DriverError::Sysctl { path: path.display().to_string(), source })?;
         report.writes += 1;
-        write_once(&path, value).map_err(|source| DriverError::Sysctl { path: path.display().to_string(), source })
+        Ok(())
     }
 }
 
@@ -281,7 +339,7 @@ mod tests {
         fn driver(&self, ipv6: bool) -> Sysctls {
             let root = self.directory.path().to_owned();
             let mut driver = Sysctls::new(&Options { ipv6, sysctl_root: root, ..Options::default() });
-            assert_eq!(driver.start().errors, Vec::<String>::new());
+            assert_eq!(driver.start(self.now).errors, Vec::<String>::new());
             driver
         }
     }
@@ -300,14 +358,14 @@ mod tests {
         );
         assert_eq!(bed.value("net/netfilter/nf_conntrack_acct"), "1");
         let root = bed.directory.path().to_owned();
-        assert_eq!(Sysctls::new(&Options { sysctl_root: root, ..Options::default() }).start().writes, 0);
+        assert_eq!(Sysctls::new(&Options { sysctl_root: root, ..Options::default() }).start(bed.now).writes, 0);
     }
 
     #[test]
     fn what_is_switched_off_is_left_as_it_is() {
         let bed = Bed::new();
         let root = bed.directory.path().to_owned();
-        Sysctls::new(&Options { ip_forwarding: false, sysctl_root: root, ..Options::default() }).start();
+        Sysctls::new(&Options { ip_forwarding: false, sysctl_root: root, ..Options::default() }).start(bed.now);
         assert_eq!(
             (bed.value("net/ipv4/ip_forward"), bed.value("net/ipv6/conf/all/forwarding")),
             ("0".into(), "0".into())
@@ -388,6 +446,66 @@ mod tests {
         bed.now += Duration::from_millis(100);
         assert_eq!(driver.sync(bed.now).errors, Vec::<String>::new());
         assert_eq!((bed.value("net/ipv4/conf/cali1/rp_filter"), driver.pending().count()), ("2".into(), 0));
+    }
+
+    #[test]
+    fn forwarding_that_cannot_be_switched_on_is_tried_again_and_no_success_is_claimed_meanwhile() {
+        let mut bed = Bed::new();
+        bed.remove("net/ipv4/ip_forward");
+        let root = bed.directory.path().to_owned();
+        let mut driver = Sysctls::new(&Options { sysctl_root: root, ..Options::default() });
+        let report = driver.start(bed.now);
+        assert!(report.errors.len() == 1 && report.errors[0].contains("ip_forward"), "{report:?}");
+        bed.interface("cali1");
+        driver.want_link(&"cali1".into(), link(true));
+        let report = driver.sync(bed.now);
+        assert!(report.errors.is_empty() && report.waiting.unwrap().contains("ip_forward"));
+        assert_eq!(driver.next_due(), Some((bed.now + Duration::from_millis(100), "host settings")));
+        bed.file("net/ipv4/ip_forward", "0\n");
+        bed.now += Duration::from_millis(100);
+        let report = driver.sync(bed.now);
+        assert_eq!((report.errors.len(), report.waiting, report.writes), (0, None, 1));
+        assert_eq!((bed.value("net/ipv4/ip_forward"), driver.next_due()), ("1".into(), None));
+    }
+
+    #[test]
+    fn a_write_that_failed_is_not_counted_and_its_interface_keeps_the_driver_from_being_well() {
+        let mut bed = Bed::new();
+        bed.interface("cali1");
+        bed.interface("cali2");
+        bed.remove("net/ipv4/conf/cali1/route_localnet");
+        let mut driver = bed.driver(true);
+        driver.want_link(&"cali1".into(), link(true));
+        let report = driver.sync(bed.now);
+        // What succeeded: accept_ra, and the two of IPv6.
+        assert_eq!((report.writes, report.errors.len()), (3, 1), "{report:?}");
+        // Another interface meanwhile.
+        driver.want_link(&"cali2".into(), link(true));
+        let report = driver.sync(bed.now);
+        assert!(report.errors.is_empty() && report.waiting.unwrap().contains("cali1/route_localnet"));
+        bed.now += Duration::from_millis(100);
+        let report = driver.sync(bed.now);
+        assert_eq!((report.writes, report.errors.len(), report.waiting), (0, 1, None));
+        driver.want_link(&"cali1".into(), None);
+        assert_eq!(driver.sync(bed.now).waiting, None);
+    }
+
+    #[test]
+    fn a_setting_that_is_done_without_is_complained_about_once_per_interface() {
+        let mut bed = Bed::new();
+        bed.interface("cali1");
+        bed.remove("net/ipv6/conf/cali1/accept_ra");
+        bed.remove("net/ipv4/conf/cali1/proxy_arp");
+        let mut driver = bed.driver(true);
+        let name: Name = "cali1".into();
+        driver.want_link(&name, link(true));
+        for _ in 0..3 {
+            driver.sync(bed.now);
+            assert_eq!(driver.tolerated.iter().collect::<Vec<_>>(), ["net/ipv6/conf/cali1/accept_ra"]);
+            bed.now += Duration::from_secs(10);
+        }
+        driver.want_link(&name, None);
+        assert!(driver.tolerated.is_empty(), "the next interface of this name is another");
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn a_real_interface_is_configured_once() {
         let name: Name = "tap1.x".into();
         let configure = || {
             let mut driver = Sysctls::new(&options);
-            let start = driver.start();
+            let start = driver.start(Instant::now());
             driver.want_link(&name, Some(LinkState { index: 2, up: true, generation: 0 }));
             let sync = driver.sync(Instant::now());
             assert_eq!([start.errors, sync.errors].concat(), Vec::<String>::new());
