@@ -21,7 +21,7 @@ pub enum DriverError {
         source: io::Error,
     },
 
-    #[error("`{program}` exited with status {status} (line {line:?}): {stderr}")]
+    #[error("`{program}` exited with status {status}{}: {stderr}", at_line(*line))]
     Rejected { program: String, status: i32, line: Option<u32>, stderr: String },
 
     #[error("rule refused: table {table} chain {chain}, {rule}: {message}")]
@@ -55,6 +55,10 @@ pub enum DriverError {
         #[source]
         source: io::Error,
     },
+}
+
+fn at_line(line: Option<u32>) -> String {
+    line.map(|line| format!(" at line {line}")).unwrap_or_default()
 }
 
 impl DriverError {

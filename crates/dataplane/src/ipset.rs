@@ -172,6 +172,10 @@ impl IpSets {
             }
         }
         report.held = self.failed_sets().map(|set| format!("set {}: {}", set.name, set.reason)).collect();
+        let kept = self.sets.iter().filter(|(_, set)| set.wanted.is_none());
+        report.held.extend(kept.filter_map(|(name, set)| {
+            Some(format!("set {name} is not wanted but cannot be destroyed: {}", set.problem.as_ref()?))
+        }));
         let waits = |set: &&Set| set.wanted.is_some() && !set.is_filled() && !set.backoff.ready(now);
         report.waiting = self.sets.values().find(waits).and_then(|set| set.problem.clone());
         report
@@ -543,7 +547,8 @@ impl IpSets {
                     if let Some(set) = self.sets.get_mut(&name) {
                         set.backoff.failed(now);
                         if error != SetError::Busy || set.backoff.failures() >= BUSY_ATTEMPTS {
-                            report.errors.push(format!("set {name} is not wanted but cannot be destroyed: {error}"));
+                            // Said with the next attempt, for as long as it lasts.
+                            set.problem = Some(error.to_string());
                         }
                     }
                 }

@@ -186,7 +186,16 @@ impl Routes {
                 break;
             }
         }
-        self.write_neighbours(permanent.unwrap_or_default(), now, report)
+        self.write_neighbours(permanent.unwrap_or_default(), now, report)?;
+        if report.errors.is_empty() && report.waiting.is_none() {
+            // What has failed before and is not due is not well because the rest is.
+            let route = self.failed.keys().next();
+            let route = route.map(|(_, key)| format!("route {} waits for its next attempt", key.destination));
+            let neighbour =
+                || self.neighbours.keys().next().map(|name| format!("neighbours on {name} wait for the next attempt"));
+            report.waiting = route.or_else(neighbour);
+        }
+        Ok(())
     }
 
     // === reading ===

@@ -113,6 +113,8 @@ pub struct TableDriver {
     pub(super) fresh: bool,
     /// Everything wanted was in force at some time.
     pub(super) settled_once: bool,
+    /// How many chains the log says to differ since the start.
+    difference_said: Option<usize>,
     pub(super) read_at: Option<Instant>,
     /// When the next look after a write is due, and how long it waited.
     pub(super) check: Option<(Instant, Duration)>,
@@ -228,7 +230,7 @@ impl Driver for TableDriver {
         };
         if let Err(error) = &outcome {
             self.distrust();
-            self.reason = error.to_string();
+            self.reason = error.full_text();
             self.backoff.failed(now);
         }
         outcome
@@ -253,6 +255,7 @@ impl TableDriver {
             view: None,
             fresh: false,
             settled_once: false,
+            difference_said: None,
             read_at: None,
             check: None,
             dirty: BTreeSet::new(),
@@ -477,7 +480,9 @@ impl TableDriver {
         let table = self.label();
         if !self.settled_once {
             let count = chains.len() + hooks.len();
-            if count > 0 {
+            // Attempts that fail read it again and again.
+            if count > 0 && self.difference_said != Some(count) {
+                self.difference_said = Some(count);
                 info!(table, chains = count, "table differs from what is wanted");
             }
             return;

@@ -440,6 +440,23 @@ fn a_refused_route_is_named_and_tried_again() {
 }
 
 #[test]
+fn what_waits_for_its_next_attempt_is_not_well_because_the_rest_is() {
+    let mut bed = Bed::new();
+    bed.link("cali1", 7, true);
+    bed.want("cali1", "10.65.0.1/32@1024");
+    bed.kernel().errors = vec![libc::EINVAL];
+    assert_eq!(bed.sync().errors.len(), 1);
+    bed.link("cali2", 8, true);
+    bed.want("cali2", "10.65.0.2/32@1024");
+    let report = bed.sync();
+    assert_eq!(report.errors, Vec::<String>::new());
+    assert!(report.writes > 0 && report.waiting.unwrap().contains("10.65.0.1/32"));
+    // Nobody wants it any more.
+    bed.want("cali1", "");
+    assert_eq!(bed.sync().waiting, None);
+}
+
+#[test]
 fn an_interrupted_reading_may_only_add() {
     let mut bed = Bed::new();
     bed.link("cali1", 7, true);
