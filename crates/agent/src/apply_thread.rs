@@ -6,6 +6,7 @@
 //! Invariant: after each apply there is a gap that follows the measured cost, so that a kernel which
 //! is slow gets larger batches and not more of them (performance.md 6.5).
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub(crate) enum Cause {
 /// How much a batch asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
+    /// Interfaces that changed or are to be set up otherwise.
+    pub(crate) links: usize,
     pub(crate) sets: usize,
     pub(crate) members: usize,
     pub(crate) chains: usize,
@@ -61,6 +64,7 @@ impl Counts {
             SetChange::Remove => 0,
         };
         Self {
+            links: changes.links.keys().chain(changes.interfaces.keys()).collect::<BTreeSet<_>>().len(),
             sets: changes.sets.len(),
             members: changes.sets.values().map(members).sum(),
             chains: changes.tables.values().map(|table| table.chains.len()).sum(),

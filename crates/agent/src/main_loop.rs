@@ -14,7 +14,7 @@ use dataplane::links::LinkEvent;
 use datastore::{Backlog, FromDatastore, SyncState};
 use model::Update;
 use tokio::sync::mpsc;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::apply_thread::Applied;
 use crate::config_watch::ConfigWatch;
@@ -140,7 +140,12 @@ impl MainLoop {
     fn on_applied(&mut self, applied: &Applied) {
         self.reports.log(applied);
         if !std::mem::replace(&mut self.applied, true) {
-            info!(failed = applied.report.failed(), since_start = ?self.started.elapsed(), "in sync");
+            let since_start = self.started.elapsed();
+            if applied.report.failed() {
+                warn!(?since_start, "first batch applied, but not everything wanted is in force yet");
+            } else {
+                info!(?since_start, "in sync: everything wanted is in force");
+            }
         }
     }
 

@@ -100,7 +100,7 @@ fn it_enforces_what_etcd_says_leaves_it_at_the_stop_and_writes_nothing_after_a_r
             ] {
                 assert!(line.contains(part), "no {part} in {line}");
             }
-            agent.await_line(&["in sync", "failed=false"]);
+            agent.await_line(&["in sync: everything wanted is in force"]);
             // The interface appears after the agent.
             sh(&format!("ip link add {TAP} type veth peer name peer0; ip link set peer0 up; ip link set {TAP} up"));
             let route = format!("{ADDRESS} dev {TAP}");
@@ -201,7 +201,7 @@ fn it_stops_within_a_second_while_an_apply_hangs_and_the_next_start_completes_it
         assert!(!log.contains("batch applied"), "{log}");
 
         let mut agent = start(etcd, "nft", &[]);
-        agent.await_line(&["in sync", "failed=false"]);
+        agent.await_line(&["in sync: everything wanted is in force"]);
         agent.stop();
         assert!(rules("nft").contains("cali-tw-"), "{}", rules("nft"));
     });
@@ -211,7 +211,7 @@ fn it_stops_within_a_second_while_an_apply_hangs_and_the_next_start_completes_it
 fn without_etcd_it_keeps_what_is_programmed_and_stops_within_a_second() {
     in_a_host(|etcd| {
         let mut agent = start(etcd, "legacy", &[]);
-        agent.await_line(&["in sync", "failed=false"]);
+        agent.await_line(&["in sync: everything wanted is in force"]);
         let before = rules("legacy");
         etcd.freeze().unwrap();
         // The interfaces are followed all the same.
