@@ -48,6 +48,11 @@ impl ConfigWatch {
         Self { local, running, node, stored: RawConfig::default(), ready: None, changed: true }
     }
 
+    /// The name of this host in the datastore.
+    pub(crate) fn hostname(&self) -> &str {
+        &self.running.settings.hostname
+    }
+
     /// Takes in what is about configuration and hands on what is for the graph.
     pub(crate) fn take(&mut self, update: Update) -> Option<Update> {
         match update {

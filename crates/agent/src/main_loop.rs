@@ -42,6 +42,9 @@ pub(crate) struct MainLoop {
     told_complete: bool,
     graph_wants_updates: bool,
     applied: bool,
+    /// Before the facts are complete: there was a workload endpoint of this host, and one of another.
+    endpoints_here: bool,
+    endpoints_elsewhere: bool,
     reports: Reports,
 }
 
@@ -66,6 +69,8 @@ impl MainLoop {
             told_complete: false,
             graph_wants_updates: false,
             applied: false,
+            endpoints_here: false,
+            endpoints_elsewhere: false,
             reports: Reports::default(),
         }
     }
@@ -104,6 +109,7 @@ impl MainLoop {
             FromDatastore::Updates(updates) => {
                 for update in updates {
                     if let Some(update) = self.config.take(update) {
+                        self.note_endpoint(&update);
                         self.backlog.push(update);
                     }
                 }
@@ -115,6 +121,20 @@ impl MainLoop {
         }
         // Before the first sync the configuration may be known in part only.
         if self.in_sync { self.config.check() } else { None }
+    }
+
+    fn note_endpoint(&mut self, update: &Update) {
+        if let Update::WorkloadEndpoint(key, Some(_)) = update {
+            let here = *key.host == *self.config.hostname();
+            self.endpoints_here |= here;
+            self.endpoints_elsewhere |= !here;
+        }
+    }
+
+    /// Returns whether everything looks as if the host had another name in the datastore than it thinks, or as if it
+    /// had no workloads yet.
+    fn may_be_misnamed(&self) -> bool {
+        self.endpoints_elsewhere && !self.endpoints_here
     }
 
     fn on_link(&mut self, event: LinkEvent) {
@@ -163,6 +183,13 @@ impl MainLoop {
         let complete = self.complete();
         let message = ToGraph::Updates { updates: self.backlog.drain(), complete };
         self.graph_wants_updates = false;
+        if news && self.may_be_misnamed() {
+            warn!(
+                host = self.config.hostname(),
+                "no workload endpoint in the datastore is of this host, although there are some of others; if machines \
+                 run here, FelixHostname is not what the orchestrator calls this host, and they get no connection"
+            );
+        }
         self.told_complete = complete;
         // A graph thread that has gone says so in a message of its own.
         self.graph.send(message).ok();
@@ -180,8 +207,9 @@ impl MainLoop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::LinkState;
+    use model::{LinkState, WorkloadEndpoint, WorkloadEndpointKey};
     use settings::{Raw, Source};
+    use std::sync::Arc;
     use std::sync::mpsc::Receiver;
 
     #[test]
@@ -227,6 +255,32 @@ mod tests {
         ask(&mut main_loop);
         link(&mut main_loop, "tap1");
         assert_eq!(answers(&graph), [(1, false)]);
+    }
+
+    #[test]
+    fn a_host_whose_name_no_endpoint_has_may_be_misnamed() {
+        let cases: &[(&[&str], bool)] = &[
+            (&[], false),
+            (&["h1"], false),
+            (&["h2"], true),
+            (&["h2", "h1"], false),
+            (&["H1", "h1.example.org"], true),
+        ];
+        for (hosts, expected) in cases {
+            let (mut main_loop, _graph) = main_loop(false);
+            for host in *hosts {
+                let key = WorkloadEndpointKey {
+                    host: (*host).into(),
+                    orchestrator: "openstack".into(),
+                    workload: "openstack/w".into(),
+                    endpoint: "e".into(),
+                };
+                let endpoint = Some(Arc::new(WorkloadEndpoint::default()));
+                let updates = vec![Update::WorkloadEndpoint(key, endpoint)];
+                assert!(main_loop.on_datastore(FromDatastore::Updates(updates)).is_none());
+            }
+            assert_eq!(main_loop.may_be_misnamed(), *expected, "{hosts:?}");
+        }
     }
 
     #[test]
