@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
@@ -222,6 +223,24 @@ fn without_etcd_it_keeps_what_is_programmed_and_stops_within_a_second() {
         etcd.thaw().unwrap();
         assert_eq!(rules("legacy"), before);
         assert!(before.contains("cali-tw-"), "{before}");
+    });
+}
+
+#[test]
+fn a_lock_that_somebody_holds_at_the_start_only_delays_it() {
+    in_a_host(|etcd| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let lock = File::create(&path).unwrap();
+        lock.lock().unwrap();
+        let mut agent = start(etcd, "legacy", &[("XTABLES_LOCKFILE", path.to_str().unwrap())]);
+        // Longer than the self-test of the programs may take.
+        std::thread::sleep(Duration::from_secs(6));
+        assert!(!agent.log().contains("batch applied"), "{}", agent.log());
+        drop(lock);
+        agent.await_line(&["in sync: everything wanted is in force"]);
+        let log = agent.stop();
+        assert!(!log.contains("cannot be held open"), "{log}");
     });
 }
 

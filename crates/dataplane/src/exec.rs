@@ -3,6 +3,7 @@
 //! Fed by [`crate::iptables::tools`]. Has no idea what the programs do. Every wait has a limit, after
 //! which the program is killed; a program that is dropped is killed too.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ pub struct Finished {
 /// no error here.
 pub async fn run(program: &Path, args: &[String], input: &str, limit: Duration) -> Result<Finished, DriverError> {
     let work = async {
-        let mut child = spawn(program, args)?;
+        let mut child = spawn(program, args, &[])?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (_, stdout, stderr, status) = tokio::join!(feed(stdin, input), drain(stdout), drain(stderr), child.wait());
         let status = status_code(status.map_err(|source| lost(program, source))?);
@@ -63,10 +64,11 @@ async fn drain(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-fn spawn(program: &Path, args: &[String]) -> Result<Child, DriverError> {
+fn spawn(program: &Path, args: &[String], variables: &[(&str, &OsStr)]) -> Result<Child, DriverError> {
     Command::new(program)
         .args(args)
         .env("LC_ALL", "C")
+        .envs(variables.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -142,7 +144,16 @@ impl HeldOpen {
     ///
     /// If it cannot be started.
     pub fn start(program: &Path, args: &[String]) -> Result<Self, DriverError> {
-        let mut child = spawn(program, args)?;
+        Self::start_with(program, args, &[])
+    }
+
+    /// As [`Self::start`], with additional variables in the environment.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start_with(program: &Path, args: &[String], variables: &[(&str, &OsStr)]) -> Result<Self, DriverError> {
+        let mut child = spawn(program, args, variables)?;
         let (Some(stdin), Some(stdout), Some(errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
             return Err(lost(program, io::Error::other("no pipes")));
