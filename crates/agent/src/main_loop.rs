@@ -42,6 +42,8 @@ pub(crate) struct MainLoop {
     told_complete: bool,
     graph_wants_updates: bool,
     applied: bool,
+    /// Everything wanted was in force once.
+    in_force: bool,
     /// Before the facts are complete: there was a workload endpoint of this host, and one of another.
     endpoints_here: bool,
     endpoints_elsewhere: bool,
@@ -69,6 +71,7 @@ impl MainLoop {
             told_complete: false,
             graph_wants_updates: false,
             applied: false,
+            in_force: false,
             endpoints_here: false,
             endpoints_elsewhere: false,
             reports: Reports::default(),
@@ -159,14 +162,15 @@ impl MainLoop {
 
     fn on_applied(&mut self, applied: &Applied) {
         self.reports.log(applied);
-        if !std::mem::replace(&mut self.applied, true) {
-            let since_start = self.started.elapsed();
-            if applied.report.failed() {
-                warn!(?since_start, "first batch applied, but not everything wanted is in force yet");
-            } else {
+        let since_start = self.started.elapsed();
+        if !applied.report.failed() {
+            if !std::mem::replace(&mut self.in_force, true) {
                 info!(?since_start, "in sync: everything wanted is in force");
             }
+        } else if !self.applied {
+            warn!(?since_start, "first batch applied, but not everything wanted is in force yet");
         }
+        self.applied = true;
     }
 
     /// True once all facts are known that the first batch depends on.
