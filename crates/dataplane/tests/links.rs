@@ -71,6 +71,8 @@ fn interfaces_are_listed_then_followed_through_their_life() {
     testkit::kernel_test!();
     run(async || {
         sh("ip link add tap0 type veth peer name p0; ip link set tap0 up; ip link set p0 up");
+        // The kernel may take a second to say so.
+        sh("until ip link show tap0 | grep -q 'state UP'; do sleep 0.01; done");
         let mut watch = Watch::start(&Options::default());
         let first = watch.in_sync().await;
         let state = |name: &str| first.iter().find(|(which, _)| &**which == name).and_then(|(_, state)| *state);
