@@ -173,9 +173,10 @@ impl Fabric {
     /// If the kernel refuses or etcd does not start.
     pub fn new() -> Result<Self> {
         let netns = Netns::new("fabric")?;
-        netns.sh("ip link add mgmt type bridge
-             ip addr add 192.168.0.10/24 dev mgmt
-             ip link set mgmt up")?;
+        // The bridge has an address of its own. Without one it takes that of a port, and another one when ports come and
+        // go: then its neighbours lose it for seconds.
+        netns.sh("ip link add mgmt address 02:00:c0:a8:00:0a type bridge")?;
+        netns.sh("ip addr add 192.168.0.10/24 dev mgmt; ip link set mgmt up")?;
         let store = Store::start(&netns, Ipv4Addr::new(192, 168, 0, 10))?;
         Ok(Self { store, netns })
     }
