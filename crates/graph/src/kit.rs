@@ -3,6 +3,8 @@
 //! They know nothing of networks. Hash maps appear in them for look-up only; whatever is iterated is
 //! ordered, or its order cannot reach the output.
 
+#[allow(dead_code, reason = "its users follow")]
+mod bytes;
 mod column;
 mod counted;
 mod groups;
@@ -10,6 +12,8 @@ mod intern;
 mod links;
 mod pending;
 
+#[allow(unused_imports, reason = "its users follow")]
+pub(crate) use bytes::Bytes;
 pub(crate) use column::Column;
 pub(crate) use counted::Counted;
 pub(crate) use groups::Groups;
