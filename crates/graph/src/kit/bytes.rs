@@ -306,7 +306,7 @@ fn read_length(block: &[u8]) -> Option<(usize, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -324,7 +324,7 @@ mod tests {
             steps in prop::collection::vec((0..30u8, length(), any::<u8>(), 0..3u8), 0..200),
         ) {
             let mut bytes = Bytes::default();
-            let mut model: HashMap<u8, (u32, Vec<u8>)> = HashMap::new();
+            let mut model: BTreeMap<u8, (u32, Vec<u8>)> = BTreeMap::new();
             for (key, length, fill, verb) in steps {
                 let value: Vec<u8> = (0..length).map(|n| fill.wrapping_add(n as u8)).collect();
                 match (model.remove(&key), verb) {
