@@ -10,13 +10,14 @@ DEMO ?=
 # Arguments of the benchmark; --help lists them.
 BENCH ?=
 
-.PHONY: help demo test bench setup lint clean
+.PHONY: help demo test bench mutants setup lint clean
 
 help:
 	@echo 'make demo    build, and show the agent enforcing security groups on real packets (root)'
 	@echo "             options: make demo DEMO='--variant legacy|nft --family 4|6'"
 	@echo 'make test    build, and run all tests (root; FELIX_TESTS=pure make test runs those that need no root)'
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
+	@echo 'make mutants seed faults into graph and compiler, one at a time: every one must fail a test'
 	@echo 'make setup   install what is missing: compiler, protoc, iptables, ipset, iproute2, etcd'
 	@echo 'make lint    formatting, clippy and the architecture check'
 	@echo 'make clean   remove what was built'
@@ -34,6 +35,10 @@ test: setup
 bench: setup
 	$(CARGO) build --release --package agent --package felix-benches --bins
 	$(CARGO) run --release --quiet --package felix-benches -- $(BENCH)
+
+# Takes half an hour; one copy of the tree per job, below target/mutants.
+mutants: setup
+	$(CARGO) run --quiet --package xtask -- mutants --jobs 2
 
 lint:
 	$(CARGO) fmt --all --check
