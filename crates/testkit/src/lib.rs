@@ -11,3 +11,4 @@ pub mod packets;
 pub mod replay;
 pub mod scenario;
 pub mod workload;
+pub mod world;

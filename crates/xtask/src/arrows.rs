@@ -29,6 +29,7 @@ const TABLE: &[Row] = &[
     Row { name: "program", may_use: &["model"], must_not_reach: WORLD },
     Row { name: "graph", may_use: &["model"], must_not_reach: WORLD },
     Row { name: "compiler", may_use: &["model", "graph", "program"], must_not_reach: WORLD },
+    Row { name: "verdict", may_use: &["model"], must_not_reach: WORLD },
     Row { name: "datastore", may_use: &["model"], must_not_reach: &["rtnetlink", "netlink-sys"] },
     Row { name: "dataplane", may_use: &["model", "program"], must_not_reach: &["etcd-client"] },
     Row { name: "telemetry", may_use: &[], must_not_reach: &["etcd-client", "rtnetlink"] },
@@ -37,14 +38,25 @@ const TABLE: &[Row] = &[
         may_use: &["model", "settings", "datastore", "graph", "program", "compiler", "dataplane", "telemetry"],
         must_not_reach: &["iptables"],
     },
-    Row { name: "testkit", may_use: &["model", "graph", "program"], must_not_reach: &[] },
+    Row { name: "testkit", may_use: &["model", "graph", "program", "verdict"], must_not_reach: &[] },
     Row { name: "xtask", may_use: &[], must_not_reach: &["tokio"] },
     Row { name: "felix-tests", may_use: ANYTHING, must_not_reach: &[] },
     Row { name: "felix-benches", may_use: ANYTHING, must_not_reach: &[] },
 ];
 
-const ANYTHING: &[&str] =
-    &["model", "settings", "datastore", "graph", "program", "compiler", "dataplane", "telemetry", "agent", "testkit"];
+const ANYTHING: &[&str] = &[
+    "model",
+    "settings",
+    "datastore",
+    "graph",
+    "program",
+    "compiler",
+    "verdict",
+    "dataplane",
+    "telemetry",
+    "agent",
+    "testkit",
+];
 
 /// Not in any tree of ours, whatever the row: licence or a second TLS stack (deny.toml has the reasons).
 const NOBODY: &[&str] = &["ipset", "rustables", "nftnl", "openssl-sys", "aws-lc-rs"];
