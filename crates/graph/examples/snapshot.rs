@@ -1,69 +1,125 @@
-//! Measures a cold start of the graph: time with all input decoded beforehand, memory with the input
-//! generated on the fly and dropped.
+//! Measures how long a cold start of the graph takes, with all input decoded beforehand, and the series
+//! of the label index.
 //!
-//! `cargo run --release -p graph --example snapshot -- <workload> <time|memory>`
+//! `cargo run --release -p graph --example snapshot -- <workload>`; for memory see the example `heap`.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "a measurement needs a clock and an output")]
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use graph::{Batch, Graph};
+use graph::{Graph, MemberIndex};
 use model::Update;
-use testkit::workload::{self, Shape};
+use testkit::workload::{self, label_index};
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let name = arguments.next().unwrap_or_else(|| "tag-policies".to_owned());
-    let mode = arguments.next().unwrap_or_else(|| "time".to_owned());
-    let updates: Box<dyn Iterator<Item = Update>> = match name.as_str() {
-        "tag-policies" => Box::new(workload::snapshot(Shape::TAG_POLICIES_250K)),
-        "tag-policies-v4" => Box::new(workload::snapshot(Shape { ipv4: true, ..Shape::TAG_POLICIES_250K })),
-        "network-sets-1k" => Box::new(workload::snapshot(Shape::NETWORK_SETS_1K)),
-        "network-sets-10k" => Box::new(workload::snapshot(Shape::NETWORK_SETS_10K)),
-        "isolated-1k" => Box::new(workload::isolated_customers(1_000)),
-        "isolated-10k" => Box::new(workload::isolated_customers(10_000)),
-        "isolated-100k" => Box::new(workload::isolated_customers(100_000)),
-        other => {
-            println!("unknown workload {other}");
-            return;
-        }
-    };
-    let mut graph = Graph::new(workload::HOST.into());
-    if mode == "memory" {
-        let before = resident();
-        updates.for_each(|update| graph.apply(update));
-        let batch = graph.take_batch();
-        report(&name, &batch);
-        println!("resident with batch: {} kB", resident() - before);
-        drop(batch);
-        println!("resident after batch: {} kB", resident() - before);
-    } else {
-        let updates: Vec<Update> = updates.collect();
-        let started = Instant::now();
-        updates.into_iter().for_each(|update| graph.apply(update));
-        let applied = started.elapsed();
-        let batch = graph.take_batch();
-        let took = started.elapsed();
-        report(&name, &batch);
-        println!("apply {applied:?}, with batch {took:?}");
+    let name = std::env::args().nth(1).unwrap_or_else(|| "tag-policies".to_owned());
+    if name == "label-index" {
+        label_index_series();
+        return;
     }
-    println!("{:#?}", black_box(&graph).stats());
-}
-
-fn report(name: &str, batch: &Batch) {
+    let Some(updates) = workload::by_name(&name) else {
+        println!("workloads: label-index {}", workload::NAMES.join(" "));
+        return;
+    };
+    let updates: Vec<Update> = updates.collect();
+    let mut graph = Graph::new(workload::HOST.into());
+    let started = Instant::now();
+    updates.into_iter().for_each(|update| graph.apply(update));
+    let applied = started.elapsed();
+    let batch = graph.take_batch();
+    let took = started.elapsed();
+    let members: usize = batch.sets_created.values().map(|set| set.members.len()).sum();
     println!(
-        "{name}: sets {}, policies {}, profiles {}, endpoints {}, members {}",
+        "{name}: apply {applied:?}, with batch {took:?}; sets {}, policies {}, profiles {}, endpoints {}, members {members}",
         batch.sets_created.len(),
         batch.policies.len(),
         batch.profiles.len(),
         batch.endpoints.len(),
-        batch.sets_created.values().map(|set| set.members.len()).sum::<usize>(),
     );
+    println!("{:#?}", black_box(&graph).stats());
 }
 
-/// Resident set of this process in kB.
-fn resident() -> i64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or_default()
+/// The operations of one series, each timed.
+#[derive(Default)]
+struct Series(Vec<Duration>);
+
+impl Series {
+    fn run(&mut self, operation: impl FnOnce()) {
+        let started = Instant::now();
+        operation();
+        self.0.push(started.elapsed());
+    }
+
+    fn report(mut self, name: &str) {
+        let mean = self.0.iter().sum::<Duration>() / self.0.len().max(1) as u32;
+        self.0.sort_unstable();
+        let at = |part: usize| self.0.get(self.0.len() * part / 100).copied().unwrap_or_default();
+        println!("{name}: mean {mean:?}, median {:?}, p99 {:?}", at(50), at(99));
+    }
+}
+
+fn label_index_series() {
+    for sets in [10, 100, 1_000, 10_000] {
+        let mut index = MemberIndex::default();
+        for i in 0..sets {
+            index.need(i, &label_index::update_selector(i));
+            index.announce(i);
+        }
+        let input: Vec<_> = (0..20_000).map(label_index::endpoint).collect();
+        let mut series = Series::default();
+        for (key, value) in &input {
+            series.run(|| {
+                index.on_endpoint(key, Some(value));
+                assert_eq!(index.changes().count(), 1);
+            });
+        }
+        series.report(&format!("WorkloadUpdate{sets}Sels"));
+    }
+    for endpoints in [100, 1_000, 10_000, 100_000] {
+        let mut index = with_endpoints(endpoints);
+        for i in 0..label_index::PARENT_SETS {
+            index.need(i, &label_index::parent_selector(i));
+            index.announce(i);
+        }
+        let mut series = Series::default();
+        for n in 0..20_000 {
+            let (name, labels) = (label_index::namespace(n), label_index::parent_labels(n));
+            series.run(|| {
+                index.on_profile_labels(&name, Some(&labels));
+                assert_eq!(index.changes().count(), usize::from(n < label_index::PARENT_SETS.min(endpoints)));
+            });
+        }
+        series.report(&format!("ParentUpdates{endpoints}"));
+    }
+    for endpoints in [100, 1_000, 10_000, 100_000] {
+        let mut index = with_endpoints(endpoints);
+        let (mut all, mut none) = (Series::default(), Series::default());
+        let (mut first_all, mut first_none) = (Series::default(), Series::default());
+        for n in 0..200 {
+            let selector = label_index::update_selector(n % 10);
+            selector.id();
+            let series = match (n % 10, n < 10) {
+                (1, true) => &mut first_all,
+                (1, false) => &mut all,
+                (_, true) => &mut first_none,
+                (_, false) => &mut none,
+            };
+            series.run(|| {
+                index.need(n, &selector);
+                black_box(index.announce(n));
+            });
+        }
+        first_all.report(&format!("SelectorUpdates{endpoints}, new selector, all match"));
+        first_none.report(&format!("SelectorUpdates{endpoints}, new selector, none matches"));
+        all.report(&format!("SelectorUpdates{endpoints}, known selector, all match"));
+        none.report(&format!("SelectorUpdates{endpoints}, known selector, none matches"));
+    }
+}
+
+fn with_endpoints(count: u32) -> MemberIndex {
+    let mut index = MemberIndex::default();
+    for (key, value) in (0..count).map(label_index::endpoint) {
+        index.on_endpoint(&key, Some(&value));
+    }
+    index
 }

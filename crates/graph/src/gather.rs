@@ -13,8 +13,9 @@ use std::sync::Arc;
 use model::{LinkState, Name, PolicyKey, SetId};
 
 use crate::batch::{Batch, EndpointProgram, MemberDelta as NetDelta, PolicyProgram, ProfileProgram, SetMember};
+use crate::index::MemberIndex;
 use crate::kit::{IdMap, Pending, ValueMap};
-use crate::members::{MemberDelta, Members};
+use crate::members::MemberChange;
 
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
@@ -80,10 +81,10 @@ impl Gather {
         }
     }
 
-    pub(crate) fn on_member(&mut self, delta: MemberDelta) {
-        let (set, member, added) = match delta {
-            MemberDelta::Added { set, member } => (set, member, true),
-            MemberDelta::Removed { set, member } => (set, member, false),
+    pub(crate) fn on_member(&mut self, change: MemberChange) {
+        let (set, member, added) = match change {
+            MemberChange::Added { set, member } => (set, member, true),
+            MemberChange::Removed { set, member } => (set, member, false),
         };
         let members = self.members.entry(set).or_default();
         match members.insert(member, added) {
@@ -99,7 +100,7 @@ impl Gather {
     /// Returns what is new, and starts over.
     pub(crate) fn take(
         &mut self,
-        members: &mut Members,
+        index: &mut MemberIndex,
         endpoints: BTreeMap<Name, Option<Arc<EndpointProgram>>>,
     ) -> Batch {
         self.seq += 1;
@@ -113,11 +114,11 @@ impl Gather {
                     delta.removed.insert(member)
                 };
             }
-            Some((members.id_of(set)?.clone(), delta))
+            Some((index.id_of(set)?.clone(), delta))
         });
         let changes = changes.collect();
         let created = std::mem::take(&mut self.created).into_iter().filter_map(|(id, Created { set, .. })| {
-            let contents = members.announce(set);
+            let contents = index.announce(set);
             debug_assert!(contents.is_some(), "a set is to be created that is not needed");
             Some((id, contents?))
         });
@@ -151,7 +152,6 @@ mod tests {
     use testkit::build;
 
     use super::*;
-    use crate::references::SetSource;
 
     /// The table of F-7 and rule F-8, for sets and their members.
     #[test]
@@ -183,63 +183,35 @@ mod tests {
 
     /// Runs a script against gather and members; `+ n` and `- n` add and remove 10.0.0.n.
     fn run(script: &str) -> String {
-        let (mut gather, mut members) = (Gather::default(), Members::default());
-        let mut names = crate::names::Names::default();
-        let mut selectors = crate::selectors::Selectors::default();
-        let inherited = crate::labels::ProfileLabels::default();
+        let (mut gather, mut index) = (Gather::default(), MemberIndex::default());
         let selector = build::selector("all()");
         let id = selector.id().clone();
-        let (number, _) = selectors.register(&mut names, &inherited, &selector, &mut Vec::new());
         let mut said = Vec::new();
+        let object = |index: &mut MemberIndex, n: u8, there: bool| {
+            let (key, value) = build::wep(&format!("h/o/w/{n}")).ip(&format!("10.0.0.{n}")).value();
+            index.on_endpoint(&key, there.then_some(value.as_ref()));
+        };
         for step in script.split("; ") {
             match step.split(' ').collect::<Vec<_>>()[..] {
                 ["need"] => {
                     gather.on_needed(0, id.clone());
-                    members.on_needed(0, id.clone(), SetSource::Selector(selector.clone()), Some(number));
-                    let mut classes = Vec::new();
-                    selectors.matching(&names, number, &mut classes);
-                    members.fill(0, &classes, &mut Vec::new());
+                    index.need(0, &selector);
                 }
                 ["drop"] => {
-                    gather.on_unneeded(0, id.clone(), members.is_announced(0));
-                    members.on_unneeded(0);
+                    gather.on_unneeded(0, id.clone(), index.is_announced(0));
+                    index.unneed(0);
                     // What was in it would come back with the next need.
-                    for n in 1..=2 {
-                        object(&mut names, &mut selectors, &inherited, &mut members, n, false, &mut Vec::new());
-                    }
+                    (1..=2).for_each(|n| object(&mut index, n, false));
                 }
                 [sign, n] => {
-                    let mut out = Vec::new();
-                    let n = n.parse().unwrap();
-                    object(&mut names, &mut selectors, &inherited, &mut members, n, sign == "+", &mut out);
-                    out.into_iter().for_each(|delta| gather.on_member(delta));
+                    object(&mut index, n.parse().unwrap(), sign == "+");
+                    index.changes().for_each(|change| gather.on_member(change));
                 }
-                ["take"] => said.push(text(gather.take(&mut members, BTreeMap::new()))),
+                ["take"] => said.push(text(gather.take(&mut index, BTreeMap::new()))),
                 ref other => panic!("step {other:?}"),
             }
         }
         said.join(" | ")
-    }
-
-    fn object(
-        names: &mut crate::names::Names,
-        selectors: &mut crate::selectors::Selectors,
-        inherited: &crate::labels::ProfileLabels,
-        members: &mut Members,
-        n: u8,
-        there: bool,
-        out: &mut Vec<MemberDelta>,
-    ) {
-        let (key, value) = build::wep(&format!("h/o/w/{n}")).ip(&format!("10.0.0.{n}")).value();
-        let value = there.then(|| {
-            let class = selectors.join(names, inherited, &value.labels, &value.profiles, &mut Vec::new());
-            let nets = crate::members::Nets::of_endpoint(&value);
-            (class, crate::members::Contribution { nets, ports: None })
-        });
-        let key = crate::members::ObjectKey::Endpoint(&key);
-        if let Some(class) = members.on_object(names, &key, value, selectors, out) {
-            selectors.leave(names, inherited, class, &mut Vec::new());
-        }
     }
 
     fn text(batch: Batch) -> String {
@@ -263,14 +235,14 @@ mod tests {
     #[test]
     fn links_are_told_when_they_differ() {
         let mut gather = Gather::default();
-        let mut members = Members::default();
+        let mut index = MemberIndex::default();
         let up = LinkState { index: 3, up: true, generation: 1 };
         let down = LinkState { up: false, ..up };
         let mut told = |states: &[Option<LinkState>]| {
             for state in states {
                 gather.on_link("tap1".into(), *state);
             }
-            gather.take(&mut members, BTreeMap::new()).links.into_values().next()
+            gather.take(&mut index, BTreeMap::new()).links.into_values().next()
         };
         assert_eq!(told(&[Some(up), None]), None);
         assert_eq!(told(&[Some(down), Some(up)]), Some(Some(up)));

@@ -24,6 +24,7 @@ pub mod stats;
 mod active;
 mod endpoints;
 mod gather;
+mod index;
 mod kit;
 mod labels;
 mod local;
@@ -37,39 +38,35 @@ mod selectors;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use model::{Labels, Name, NetworkSet, Policy, PolicyKey, Update, WorkloadEndpoint, WorkloadEndpointKey};
+use model::{Labels, Name, Policy, PolicyKey, Update, WorkloadEndpoint, WorkloadEndpointKey};
 
 pub use batch::{
     Batch, EndpointProgram, MemberDelta, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember,
     SetType, SideProgram, TierProgram,
 };
+pub use index::MemberIndex;
+pub use members::MemberChange;
 pub use stats::{Flow, SelectorStats, Stats};
 
 use active::{ActiveDelta, ActivePolicies};
 use endpoints::Endpoints;
 use gather::Gather;
-use labels::ProfileLabels;
 use local::{LocalDelta, LocalEndpoints};
-use members::{Contribution, Members, Nets, ObjectKey, Ports};
-use names::Names;
 use order::Order;
 use profiles::{ActiveProfiles, ProfileDelta};
-use references::{RefDelta, References, SetSource};
+use references::{RefDelta, References};
 use selectors::{MatchDelta, Selectors};
 
 /// The calculation graph. See the [module documentation](self).
 #[derive(Debug)]
 pub struct Graph {
-    names: Names,
-    profile_labels: ProfileLabels,
     local: LocalEndpoints,
     policy_selectors: Selectors,
     active: ActivePolicies,
     profiles: ActiveProfiles,
     order: Order,
     references: References,
-    rule_selectors: Selectors,
-    members: Members,
+    index: MemberIndex,
     endpoints: Endpoints,
     gather: Gather,
     scratch: Scratch,
@@ -86,25 +83,20 @@ struct Scratch {
     retiered: Vec<u32>,
     profiles: Vec<ProfileDelta>,
     references: Vec<RefDelta>,
-    rule_matches: Vec<MatchDelta>,
     classes: Vec<u32>,
-    members: Vec<members::MemberDelta>,
 }
 
 impl Graph {
     /// Makes an empty graph for the host of this name (datastore.md 1.4: compared byte for byte).
     pub fn new(host: Name) -> Self {
         Self {
-            names: Names::default(),
-            profile_labels: ProfileLabels::default(),
             local: LocalEndpoints::new(host),
             policy_selectors: Selectors::default(),
             active: ActivePolicies::default(),
             profiles: ActiveProfiles::default(),
             order: Order::default(),
             references: References::default(),
-            rule_selectors: Selectors::default(),
-            members: Members::default(),
+            index: MemberIndex::default(),
             endpoints: Endpoints::default(),
             gather: Gather::default(),
             scratch: Scratch::default(),
@@ -125,24 +117,17 @@ impl Graph {
                 self.profiles.on_rules(&name, value.as_ref(), &mut self.scratch.profiles);
             }
             Update::ProfileLabels(name, value) => self.on_profile_labels(&name, value.as_deref()),
-            Update::NetworkSet(name, value) => self.on_network_set(&name, value.as_deref()),
+            Update::NetworkSet(name, value) => self.index.on_network_set(&name, value.as_deref()),
             Update::Link(name, value) => self.gather.on_link(name, value),
             Update::Config(_, _) | Update::Ready(_) => return,
         }
         let scratch = &mut self.scratch;
         let flow = &mut self.flow;
 
-        // Matches of rule selectors go to the sets that are there now; a set that becomes needed
-        // further down brings its own.
-        flow.rule_matches += scratch.rule_matches.len() as u64;
-        for delta in scratch.rule_matches.drain(..) {
-            self.members.on_match(delta, &mut scratch.members);
-        }
-
         // members -> gather. Before any set goes below: its number may be given to another.
-        flow.members += scratch.members.len() as u64;
-        for delta in scratch.members.drain(..) {
-            self.gather.on_member(delta);
+        for change in self.index.changes() {
+            flow.members += 1;
+            self.gather.on_member(change);
         }
 
         // selectors (policies) -> active, endpoints.
@@ -158,7 +143,8 @@ impl Graph {
             scratch.relisted.extend(self.active.selector_of(policy));
         }
         for selector in scratch.relisted.drain(..) {
-            self.policy_selectors.matching(&self.names, selector, &mut scratch.classes);
+            let (names, _) = self.index.names();
+            self.policy_selectors.matching(names, selector, &mut scratch.classes);
             for class in scratch.classes.drain(..) {
                 self.endpoints.on_class(class);
             }
@@ -177,23 +163,21 @@ impl Graph {
 
         // references -> members, gather.
         flow.references += scratch.references.len() as u64;
-        let mut references = std::mem::take(&mut scratch.references);
-        for delta in references.drain(..) {
+        for delta in scratch.references.drain(..) {
             match delta {
                 RefDelta::Needed { set, id, source } => {
                     self.gather.on_needed(set, id.clone());
-                    self.on_needed(set, id, source);
+                    self.index.need_source(set, id, source);
                 }
                 RefDelta::Policy(key, program) => self.gather.on_policy(key, program),
                 RefDelta::Profile(name, program) => self.gather.on_profile(name, program),
                 RefDelta::Unneeded { set, id } => {
-                    self.gather.on_unneeded(set, id, self.members.is_announced(set));
-                    self.on_unneeded(set);
+                    self.gather.on_unneeded(set, id, self.index.is_announced(set));
+                    self.index.unneed(set);
                 }
             }
         }
-        self.scratch.references = references;
-        debug_assert!(self.scratch.members.is_empty(), "a set that is not announced has a delta");
+        debug_assert!(self.index.changes().next().is_none(), "a set that is not announced has a delta");
     }
 
     /// endpoints -> local -> selectors (policies), profiles, endpoints; endpoints -> selectors (rules), members.
@@ -202,7 +186,7 @@ impl Graph {
         self.local.on_endpoint(key, value, &mut scratch.local);
         self.flow.local += scratch.local.len() as u64;
         for delta in scratch.local.drain(..) {
-            let (names, inherited) = (&mut self.names, &self.profile_labels);
+            let (names, inherited) = self.index.names();
             // The new class before the old one, so that what stays matched stays active.
             let class = delta.new.as_ref().map(|new| {
                 self.policy_selectors.join(names, inherited, &new.labels, &new.profiles, &mut scratch.local_matches)
@@ -215,40 +199,7 @@ impl Graph {
                 self.policy_selectors.leave(names, inherited, old, &mut scratch.local_matches);
             }
         }
-        let object = value.map(|value| Object {
-            labels: &value.labels,
-            profiles: &value.profiles,
-            nets: Nets::of_endpoint(value),
-            ports: Ports::of_endpoint(value),
-        });
-        self.on_object(ObjectKey::Endpoint(key), object);
-    }
-
-    fn on_network_set(&mut self, name: &Name, value: Option<&NetworkSet>) {
-        let object = value.map(|value| Object {
-            labels: &value.labels,
-            profiles: &value.profiles,
-            nets: Nets::of_network_set(value),
-            ports: None,
-        });
-        self.on_object(ObjectKey::NetworkSet(name), object);
-    }
-
-    /// endpoints, network sets -> selectors (rules), members.
-    fn on_object(&mut self, key: ObjectKey<'_>, object: Option<Object<'_>>) {
-        let Scratch { rule_matches, members, .. } = &mut self.scratch;
-        let (names, inherited) = (&mut self.names, &self.profile_labels);
-        let contribution = object.map(|Object { labels, profiles, nets, ports }| {
-            let class = self.rule_selectors.join(names, inherited, labels, profiles, rule_matches);
-            (class, Contribution { nets, ports })
-        });
-        let left = self.members.on_object(names, &key, contribution, &self.rule_selectors, members);
-        if let Some(class) = left {
-            self.rule_selectors.leave(names, inherited, class, rule_matches);
-        }
-        // These matches began and ended with the object, which has brought and taken its members itself.
-        self.flow.rule_matches += rule_matches.len() as u64;
-        rule_matches.clear();
+        self.index.on_endpoint(key, value.map(Arc::as_ref));
     }
 
     /// policies -> selectors (policies), active.
@@ -257,7 +208,7 @@ impl Graph {
             return;
         }
         let Scratch { local_matches, active, relisted, .. } = &mut self.scratch;
-        let (names, inherited) = (&mut self.names, &self.profile_labels);
+        let (names, inherited) = self.index.names();
         let value = value.map(|policy| {
             let (selector, _) = self.policy_selectors.register(names, inherited, &policy.selector, local_matches);
             (policy, selector)
@@ -276,51 +227,15 @@ impl Graph {
 
     /// profile labels -> selectors (policies), selectors (rules).
     fn on_profile_labels(&mut self, name: &Name, value: Option<&Labels>) {
-        let Scratch { local_matches, rule_matches, .. } = &mut self.scratch;
-        let names = &mut self.names;
-        if let Some(change) = self.profile_labels.set(names, name, value) {
-            self.policy_selectors.change_profile(names, &self.profile_labels, &change, local_matches);
-            self.rule_selectors.change_profile(names, &self.profile_labels, &change, rule_matches);
-            self.profile_labels.settle(names, change);
-        }
-    }
-
-    /// references -> selectors (rules), members: a set fills.
-    fn on_needed(&mut self, set: u32, id: model::SetId, source: SetSource) {
-        let Scratch { rule_matches, classes, members, .. } = &mut self.scratch;
-        let selector = match &source {
-            SetSource::Selector(selector) | SetSource::NamedPort { selector, .. } => Some(selector),
-            SetSource::Service | SetSource::ServiceAddresses => None,
-        };
-        let registered = selector.map(|selector| {
-            self.rule_selectors.register(&mut self.names, &self.profile_labels, selector, rule_matches)
+        let Self { index, policy_selectors, scratch, .. } = self;
+        index.change_profile(name, value, |names, inherited, change| {
+            policy_selectors.change_profile(names, inherited, change, &mut scratch.local_matches);
         });
-        // What is new to the selector is the same as what is new to the set, if the selector is new too.
-        self.flow.rule_matches += rule_matches.len() as u64;
-        rule_matches.clear();
-        self.members.on_needed(set, id, source, registered.map(|(selector, _)| selector));
-        if let Some((selector, _)) = registered {
-            self.rule_selectors.matching(&self.names, selector, classes);
-            // No deltas: the consumer will be given the whole set.
-            self.members.fill(set, classes, members);
-            classes.clear();
-        }
-    }
-
-    /// references -> members, selectors (rules): a set goes as a whole.
-    fn on_unneeded(&mut self, set: u32) {
-        let Scratch { rule_matches, .. } = &mut self.scratch;
-        if let Some(selector) = self.members.on_unneeded(set) {
-            self.rule_selectors.unregister(&mut self.names, selector, rule_matches);
-            // They concern no set any more.
-            self.flow.rule_matches += rule_matches.len() as u64;
-            rule_matches.clear();
-        }
     }
 
     /// Everything that changed since the last call, each object at most once. Deterministic (I10).
     pub fn take_batch(&mut self) -> Batch {
-        let Self { policy_selectors, active, order, endpoints, gather, members, .. } = self;
+        let Self { policy_selectors, active, order, endpoints, gather, index, .. } = self;
         // Classes that the same selectors match have the same tiers.
         let mut arranged: HashMap<&[u32], Arc<[TierProgram]>> = HashMap::new();
         let endpoints = endpoints.take(|class| {
@@ -328,7 +243,7 @@ impl Graph {
             let arrange = || order.arrange(selectors.iter().flat_map(|selector| active.with_selector(*selector)));
             Arc::clone(arranged.entry(selectors).or_insert_with(arrange))
         });
-        let batch = gather.take(members, endpoints);
+        let batch = gather.take(index, endpoints);
         self.flow.output += [
             batch.links.len(),
             batch.sets_created.len(),
@@ -356,50 +271,36 @@ impl Graph {
             active_policies: u64::from(self.active.active()),
             active_profiles: self.profiles.len() as u64,
             active_sets: self.references.sets() as u64,
-            objects: self.members.objects() as u64,
+            objects: self.index.objects() as u64,
             policy_selectors: self.policy_selectors.stats(),
-            rule_selectors: self.rule_selectors.stats(),
-            flow: self.flow,
+            rule_selectors: self.index.stats(),
+            flow: Flow { rule_matches: self.index.match_count(), ..self.flow },
         }
     }
 
     /// True if no stage holds anything: every fact has gone, and a batch has been taken since. For tests.
     pub fn is_empty(&self) -> bool {
         let Self {
-            names,
-            profile_labels,
             local,
             policy_selectors,
             active,
             profiles,
             order,
             references,
-            rule_selectors,
-            members,
+            index,
             endpoints,
             gather,
             scratch: _,
             flow: _,
         } = self;
-        names.is_empty()
-            && profile_labels.is_empty()
-            && local.is_empty()
+        local.is_empty()
             && policy_selectors.is_empty()
             && active.is_empty()
             && profiles.is_empty()
             && order.is_empty()
             && references.is_empty()
-            && rule_selectors.is_empty()
-            && members.is_empty()
+            && index.is_empty()
             && endpoints.is_empty()
             && gather.is_empty()
     }
-}
-
-/// An endpoint or network set on its way into the stages.
-struct Object<'a> {
-    labels: &'a Labels,
-    profiles: &'a [Name],
-    nets: Nets,
-    ports: Option<Box<Ports>>,
 }

@@ -2,7 +2,7 @@
 //!
 //! Input: objects with addresses (all endpoints and network sets) in classes, matches of rule selectors
 //! with these classes (from `selectors`), needed sets (from `references`).
-//! Output: [`MemberDelta`], consumed by `gather`; and the full contents of a set on demand.
+//! Output: [`MemberChange`], consumed by `gather`; and the full contents of a set on demand.
 //!
 //! Law: *members(set) = distinct(project(join(set, objects, by selector)))*, counted per contribution
 //! (M-30); new contributions are counted before old ones (M-31). Overlapping members stay (M-33).
@@ -27,9 +27,9 @@ use crate::names::Names;
 use crate::references::SetSource;
 use crate::selectors::{MatchDelta, Selectors};
 
-/// A set got or lost a member.
+/// A set got or lost a member. `set` is the number that its user gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum MemberDelta {
+pub enum MemberChange {
     Added { set: u32, member: SetMember },
     Removed { set: u32, member: SetMember },
 }
@@ -87,7 +87,7 @@ impl Members {
         key: &ObjectKey<'_>,
         new: Option<(u32, Contribution)>,
         selectors: &Selectors,
-        out: &mut Vec<MemberDelta>,
+        out: &mut Vec<MemberChange>,
     ) -> Option<u32> {
         let Some((id, old_class, known)) = self.objects.find(names, key) else {
             let (class, new) = new?;
@@ -148,7 +148,7 @@ impl Members {
     }
 
     /// Follows a selector that starts or stops matching a class of objects.
-    pub(crate) fn on_match(&mut self, delta: MatchDelta, out: &mut Vec<MemberDelta>) {
+    pub(crate) fn on_match(&mut self, delta: MatchDelta, out: &mut Vec<MemberChange>) {
         let (selector, class, started) = match delta {
             MatchDelta::Started { selector, class } => (selector, class, true),
             MatchDelta::Stopped { selector, class } => (selector, class, false),
@@ -159,7 +159,7 @@ impl Members {
         }
     }
 
-    fn on_class(&mut self, set: u32, class: u32, started: bool, out: &mut Vec<MemberDelta>) {
+    fn on_class(&mut self, set: u32, class: u32, started: bool, out: &mut Vec<MemberChange>) {
         let Some(Some(target)) = self.sets.get_mut(set) else {
             debug_assert!(false, "a selector has a set that is not needed");
             return;
@@ -194,7 +194,7 @@ impl Members {
     }
 
     /// Counts the objects of these classes into a set.
-    pub(crate) fn fill(&mut self, set: u32, classes: &[u32], out: &mut Vec<MemberDelta>) {
+    pub(crate) fn fill(&mut self, set: u32, classes: &[u32], out: &mut Vec<MemberChange>) {
         for class in classes {
             self.on_class(set, *class, true, out);
         }
@@ -214,7 +214,7 @@ impl Members {
     }
 
     /// Counts up what `new` brings into a set and `old` does not.
-    fn count(&mut self, set: u32, new: Option<&Contribution>, old: Option<&Contribution>, out: &mut Vec<MemberDelta>) {
+    fn count(&mut self, set: u32, new: Option<&Contribution>, old: Option<&Contribution>, out: &mut Vec<MemberChange>) {
         let Some((target, new, old)) = self.compare(set, new, old) else { return };
         for member in new.iter().filter(|member| old.binary_search(member).is_err()) {
             target.add(set, *member, out);
@@ -222,7 +222,7 @@ impl Members {
     }
 
     /// Counts down what `old` brought into a set and `new` does not.
-    fn discount(&mut self, set: u32, old: &Contribution, new: Option<&Contribution>, out: &mut Vec<MemberDelta>) {
+    fn discount(&mut self, set: u32, old: &Contribution, new: Option<&Contribution>, out: &mut Vec<MemberChange>) {
         let Some((target, new, old)) = self.compare(set, new, Some(old)) else { return };
         for member in old.iter().filter(|member| new.binary_search(member).is_err()) {
             target.remove(set, *member, out);
@@ -279,15 +279,15 @@ impl Members {
 }
 
 impl Set {
-    fn add(&mut self, set: u32, member: SetMember, out: &mut Vec<MemberDelta>) {
+    fn add(&mut self, set: u32, member: SetMember, out: &mut Vec<MemberChange>) {
         if self.counts.add(member) && self.announced {
-            out.push(MemberDelta::Added { set, member });
+            out.push(MemberChange::Added { set, member });
         }
     }
 
-    fn remove(&mut self, set: u32, member: SetMember, out: &mut Vec<MemberDelta>) {
+    fn remove(&mut self, set: u32, member: SetMember, out: &mut Vec<MemberChange>) {
         if self.counts.remove(&member) && self.announced {
-            out.push(MemberDelta::Removed { set, member });
+            out.push(MemberChange::Removed { set, member });
         }
     }
 }

@@ -5,6 +5,8 @@
 //! measures time collects them first, whoever measures memory does not.
 #![allow(clippy::expect_used, reason = "for tests and benchmarks")]
 
+pub mod label_index;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -106,6 +108,31 @@ impl Addresses {
         };
         IpNet::from(address)
     }
+}
+
+/// The names that [`by_name`] knows.
+pub const NAMES: [&str; 7] = [
+    "tag-policies",
+    "tag-policies-v4",
+    "network-sets-1k",
+    "network-sets-10k",
+    "isolated-1k",
+    "isolated-10k",
+    "isolated-100k",
+];
+
+/// The updates of a cold start that has a name.
+pub fn by_name(name: &str) -> Option<Box<dyn Iterator<Item = Update>>> {
+    Some(match name {
+        "tag-policies" => Box::new(snapshot(Shape::TAG_POLICIES_250K)),
+        "tag-policies-v4" => Box::new(snapshot(Shape { ipv4: true, ..Shape::TAG_POLICIES_250K })),
+        "network-sets-1k" => Box::new(snapshot(Shape::NETWORK_SETS_1K)),
+        "network-sets-10k" => Box::new(snapshot(Shape::NETWORK_SETS_10K)),
+        "isolated-1k" => Box::new(isolated_customers(1_000)),
+        "isolated-10k" => Box::new(isolated_customers(10_000)),
+        "isolated-100k" => Box::new(isolated_customers(100_000)),
+        _ => return None,
+    })
 }
 
 /// The updates of a cold start, in the reference's order: policies, namespaces, remote endpoints,

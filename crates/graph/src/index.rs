@@ -1,0 +1,190 @@
+//! The index that maps selectors to the addresses they select: everything between the objects of the
+//! datastore and the members of sets, as one unit.
+//!
+//! ```text
+//! profile labels --+
+//! endpoints -------+--> selectors (rules) --> members --> MemberChange, SetContents
+//! network sets ----+          ^                  ^
+//! needed sets ----------------+------------------+
+//! ```
+//!
+//! [`Graph`](crate::Graph) has one and feeds it; it stands alone so that it can be measured alone
+//! (performance.md 2.3).
+//!
+//! Law: that of `members`.
+
+use std::sync::Arc;
+
+use model::{Labels, Name, NetworkSet, Selector, SetId, WorkloadEndpoint, WorkloadEndpointKey};
+
+use crate::batch::SetContents;
+use crate::labels::{ProfileChange, ProfileLabels};
+use crate::members::{Contribution, MemberChange, Members, Nets, ObjectKey, Ports};
+use crate::names::Names;
+use crate::references::SetSource;
+use crate::selectors::{MatchDelta, SelectorStats, Selectors};
+
+/// See the [module documentation](self).
+#[derive(Debug, Default)]
+pub struct MemberIndex {
+    names: Names,
+    inherited: ProfileLabels,
+    selectors: Selectors,
+    members: Members,
+    changes: Vec<MemberChange>,
+    matches: Vec<MatchDelta>,
+    classes: Vec<u32>,
+    match_count: u64,
+}
+
+/// An endpoint or network set on its way into the stages.
+struct Object<'a> {
+    labels: &'a Labels,
+    profiles: &'a [Name],
+    nets: Nets,
+    ports: Option<Box<Ports>>,
+}
+
+impl MemberIndex {
+    /// Stores an endpoint, or with `None` forgets it.
+    pub fn on_endpoint(&mut self, key: &WorkloadEndpointKey, value: Option<&WorkloadEndpoint>) {
+        let object = value.map(|value| Object {
+            labels: &value.labels,
+            profiles: &value.profiles,
+            nets: Nets::of_endpoint(value),
+            ports: Ports::of_endpoint(value),
+        });
+        self.on_object(&ObjectKey::Endpoint(key), object);
+    }
+
+    /// Stores a network set, or with `None` forgets it.
+    pub fn on_network_set(&mut self, name: &Name, value: Option<&NetworkSet>) {
+        let object = value.map(|value| Object {
+            labels: &value.labels,
+            profiles: &value.profiles,
+            nets: Nets::of_network_set(value),
+            ports: None,
+        });
+        self.on_object(&ObjectKey::NetworkSet(name), object);
+    }
+
+    fn on_object(&mut self, key: &ObjectKey<'_>, object: Option<Object<'_>>) {
+        let Self { names, inherited, selectors, members, changes, matches, .. } = self;
+        let contribution = object.map(|Object { labels, profiles, nets, ports }| {
+            let class = selectors.join(names, inherited, labels, profiles, matches);
+            (class, Contribution { nets, ports })
+        });
+        let left = members.on_object(names, key, contribution, selectors, changes);
+        if let Some(class) = left {
+            selectors.leave(names, inherited, class, matches);
+        }
+        // These matches began and ended with the object, which has brought and taken its members itself.
+        self.match_count += matches.len() as u64;
+        matches.clear();
+    }
+
+    /// Stores the labels that a profile gives to whoever lists it (policy.md B-2).
+    pub fn on_profile_labels(&mut self, name: &Name, value: Option<&Labels>) {
+        self.change_profile(name, value, |_, _, _| ());
+    }
+
+    /// As [`on_profile_labels`](Self::on_profile_labels); `also` follows the change elsewhere.
+    pub(crate) fn change_profile(
+        &mut self,
+        name: &Name,
+        value: Option<&Labels>,
+        also: impl FnOnce(&Names, &ProfileLabels, &ProfileChange),
+    ) {
+        let Self { names, inherited, selectors, members, changes, matches, .. } = self;
+        let Some(change) = inherited.set(names, name, value) else { return };
+        also(names, inherited, &change);
+        selectors.change_profile(names, inherited, &change, matches);
+        inherited.settle(names, change);
+        self.match_count += matches.len() as u64;
+        for delta in matches.drain(..) {
+            members.on_match(delta, changes);
+        }
+    }
+
+    /// The set with this number is needed from now on: the addresses that a selector selects. Numbers
+    /// are the caller's, small and dense.
+    pub fn need(&mut self, set: u32, selector: &Arc<Selector>) {
+        self.need_source(set, selector.id().clone(), SetSource::Selector(Arc::clone(selector)));
+    }
+
+    pub(crate) fn need_source(&mut self, set: u32, id: SetId, source: SetSource) {
+        let Self { names, inherited, selectors, members, changes, matches, classes, .. } = self;
+        let selector = match &source {
+            SetSource::Selector(selector) | SetSource::NamedPort { selector, .. } => Some(selector),
+            SetSource::Service | SetSource::ServiceAddresses => None,
+        };
+        let registered = selector.map(|selector| selectors.register(names, inherited, selector, matches));
+        // What is new to the selector is the same as what is new to the set, if the selector is new too.
+        self.match_count += matches.len() as u64;
+        matches.clear();
+        members.on_needed(set, id, source, registered.map(|(selector, _)| selector));
+        if let Some((selector, _)) = registered {
+            selectors.matching(names, selector, classes);
+            // No changes: the consumer will be given the whole set.
+            members.fill(set, classes, changes);
+            classes.clear();
+        }
+    }
+
+    /// The set goes as a whole (policy.md M-35).
+    pub fn unneed(&mut self, set: u32) {
+        let Self { names, selectors, members, matches, .. } = self;
+        if let Some(selector) = members.on_unneeded(set) {
+            selectors.unregister(names, selector, matches);
+            // They concern no set any more.
+            self.match_count += matches.len() as u64;
+            matches.clear();
+        }
+    }
+
+    /// Returns the contents of a set; from now on its changes are told (F-8).
+    pub fn announce(&mut self, set: u32) -> Option<SetContents> {
+        self.members.announce(set)
+    }
+
+    /// True if the contents of a set have been asked for.
+    pub fn is_announced(&self, set: u32) -> bool {
+        self.members.is_announced(set)
+    }
+
+    /// The id of a needed set.
+    pub fn id_of(&self, set: u32) -> Option<&SetId> {
+        self.members.id_of(set)
+    }
+
+    /// What changed in announced sets since the last call. Per set and member `Added` and `Removed`
+    /// alternate, and what one update adds comes before what it removes (M-31).
+    pub fn changes(&mut self) -> impl Iterator<Item = MemberChange> {
+        self.changes.drain(..)
+    }
+
+    /// Names and labels, for other stages that keep some as numbers.
+    pub(crate) fn names(&mut self) -> (&mut Names, &ProfileLabels) {
+        (&mut self.names, &self.inherited)
+    }
+
+    /// How many endpoints and network sets there are.
+    pub fn objects(&self) -> usize {
+        self.members.objects()
+    }
+
+    /// How often a selector has started or stopped matching a class of objects.
+    pub(crate) fn match_count(&self) -> u64 {
+        self.match_count
+    }
+
+    pub fn stats(&self) -> SelectorStats {
+        self.selectors.stats()
+    }
+
+    /// True if nothing is stored and no set is needed.
+    pub fn is_empty(&self) -> bool {
+        let Self { names, inherited, selectors, members, changes: _, matches: _, classes: _, match_count: _ } = self;
+        names.is_empty() && inherited.is_empty() && selectors.is_empty() && members.is_empty()
+    }
+}
