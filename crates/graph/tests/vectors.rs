@@ -73,7 +73,10 @@ fn selector_sets_have_the_ids_of_the_vectors() {
     for vector in vectors("selector_sets") {
         let mut rule = rule_of(Action::Allow);
         rule.source.selector = Some(selector(vector["selector"].as_str().unwrap()));
-        assert_eq!(rule.source.selector.as_ref().map(|selector| selector.canonical()), vector["canonical"].as_str());
+        assert_eq!(
+            rule.source.selector.as_ref().map(|selector| selector.canonical()).as_deref(),
+            vector["canonical"].as_str()
+        );
         created(rule, &vector);
     }
 }

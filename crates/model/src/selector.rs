@@ -19,13 +19,14 @@ use std::sync::OnceLock;
 use crate::names::SetId;
 pub use restrict::{Restriction, Restrictions};
 
-/// A parsed selector. Equality is equality of canonical texts.
+/// A parsed selector. Equality is equality of canonical texts, which is that of trees.
+///
+/// There are as many of these as there are policies; hence one packed tree and no text beside it.
 #[derive(Clone)]
 pub struct Selector {
     tree: ast::Tree,
-    canonical: Box<str>,
     /// Computed when first asked for: selectors of policies never name a set.
-    id: OnceLock<SetId>,
+    id: OnceLock<Box<SetId>>,
 }
 
 /// Why a text is not a selector.
@@ -54,22 +55,21 @@ impl Selector {
     /// The selector `all()`.
     #[must_use]
     pub fn all() -> Self {
-        Self::from_tree(ast::Tree::new(vec![ast::Node::All]))
+        Self::from_tree(ast::Tree::all())
     }
 
-    fn from_tree(tree: ast::Tree) -> Self {
-        let canonical = tree.print("").into_boxed_str();
-        Self { tree, canonical, id: OnceLock::new() }
+    const fn from_tree(tree: ast::Tree) -> Self {
+        Self { tree, id: OnceLock::new() }
     }
 
-    /// The canonical text (L-20).
-    pub fn canonical(&self) -> &str {
-        &self.canonical
+    /// Returns the canonical text (L-20).
+    pub fn canonical(&self) -> String {
+        self.tree.print("")
     }
 
     /// The id of its set, computed from the tree of the original text (L-23, L-31).
     pub fn id(&self) -> &SetId {
-        self.id.get_or_init(|| SetId::for_selector(&self.canonical))
+        self.id.get_or_init(|| Box::new(SetId::for_selector(&self.canonical())))
     }
 
     /// Evaluates the selector (L-14 to L-17).
@@ -107,14 +107,14 @@ impl Selector {
 pub fn normalise(text: &str) -> String {
     let text = text.trim();
     match Selector::parse(text) {
-        Ok(selector) => selector.canonical.into_string(),
+        Ok(selector) => selector.canonical(),
         Err(_) => text.to_owned(),
     }
 }
 
 impl PartialEq for Selector {
     fn eq(&self, other: &Self) -> bool {
-        self.canonical == other.canonical
+        self.tree == other.tree
     }
 }
 
@@ -122,19 +122,19 @@ impl Eq for Selector {}
 
 impl Hash for Selector {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.canonical.hash(state);
+        self.tree.hash(state);
     }
 }
 
 impl fmt::Debug for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.canonical)
+        f.write_str(&self.canonical())
     }
 }
 
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.canonical)
+        f.write_str(&self.canonical())
     }
 }
 

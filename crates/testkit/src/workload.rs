@@ -316,7 +316,7 @@ fn policy(namespace: &str, name: &str, selector: &str, inbound: impl IntoIterato
     let value = Policy {
         tier: text("default"),
         order: None,
-        original_selector: text(selector.canonical()),
+        original_selector: text(&selector.canonical()),
         selector: Arc::new(selector),
         ingress: true,
         egress: true,

@@ -4,7 +4,6 @@ use smallvec::SmallVec;
 
 use super::LabelSource;
 use super::ast::{Join, Node, Test, Tree};
-use crate::names::Name;
 
 /// An operator whose operand is being evaluated.
 #[derive(Clone, Copy, Debug)]
@@ -15,20 +14,18 @@ enum Pending {
 
 /// Tells whether an object with these labels is selected.
 pub(super) fn matches(tree: &Tree, labels: &(impl LabelSource + ?Sized)) -> bool {
-    let nodes = tree.nodes();
+    let mut reader = tree.reader();
     // Deeper than this is rare; then the stack moves to the heap.
     let mut pending: SmallVec<[Pending; 8]> = SmallVec::new();
-    let mut at = 0;
     let mut value = false;
-    while let Some(node) = nodes.get(at) {
-        at += 1;
+    while let Some(node) = reader.next() {
         value = match node {
             Node::Not => {
                 pending.push(Pending::Not);
                 continue;
             }
             Node::Group { join, end } => {
-                pending.push(Pending::Group { join: *join, end: *end });
+                pending.push(Pending::Group { join, end });
                 continue;
             }
             Node::All | Node::Global => true,
@@ -41,10 +38,10 @@ pub(super) fn matches(tree: &Tree, labels: &(impl LabelSource + ?Sized)) -> bool
                 Pending::Not => value = !value,
                 Pending::Group { join, end } => {
                     let undecided = value == (join == Join::And);
-                    if undecided && at < end {
+                    if undecided && reader.position() < end {
                         break;
                     }
-                    at = end;
+                    reader.skip_to(end);
                 }
             }
             pending.pop();
@@ -56,21 +53,17 @@ pub(super) fn matches(tree: &Tree, labels: &(impl LabelSource + ?Sized)) -> bool
     value
 }
 
-impl Test {
+impl Test<'_> {
     /// Tests the value of a label, `None` if it is missing.
     fn matches(&self, value: Option<&str>) -> bool {
         match self {
             Self::Equals(wanted) => value == Some(wanted),
             Self::NotEquals(unwanted) => value != Some(unwanted),
-            Self::Contains(part) => value.is_some_and(|value| value.contains(&**part)),
-            Self::StartsWith(part) => value.is_some_and(|value| value.starts_with(&**part)),
-            Self::EndsWith(part) => value.is_some_and(|value| value.ends_with(&**part)),
-            Self::In(values) => value.is_some_and(|value| is_in(values, value)),
-            Self::NotIn(values) => !value.is_some_and(|value| is_in(values, value)),
+            Self::Contains(part) => value.is_some_and(|value| value.contains(part)),
+            Self::StartsWith(part) => value.is_some_and(|value| value.starts_with(part)),
+            Self::EndsWith(part) => value.is_some_and(|value| value.ends_with(part)),
+            Self::In(values) => value.is_some_and(|value| values.contains(value)),
+            Self::NotIn(values) => !value.is_some_and(|value| values.contains(value)),
         }
     }
-}
-
-fn is_in(sorted: &[Name], value: &str) -> bool {
-    sorted.binary_search_by(|member| member.as_ref().cmp(value)).is_ok()
 }

@@ -1,26 +1,28 @@
 //! From text to tree (L-8 to L-12), with a stack of its own instead of recursion.
 
 use super::ParseError;
-use super::ast::{Join, Node, Test, Tree};
+use super::ast::{self, Item, Join, Test, Tree};
 use super::lexer::{Cursor, Operand, Operator};
-use crate::names::Name;
 
 /// Deepest nesting of brackets. The API's limit of 1024 characters allows 509; data written straight to
 /// the datastore is not checked, so more than this is a parse error rather than memory without bound.
 pub(super) const MAX_DEPTH: usize = 1024;
 
+/// Longest text. What is stored in etcd is far shorter, and the extents in a tree have a limit.
+pub(super) const MAX_LENGTH: usize = 16 << 20;
+
 /// An and- or or-expression that is being read.
 #[derive(Clone, Copy, Debug)]
 struct Open {
-    /// Index of its node, a placeholder that is dropped at the end if there is only one operand.
-    node: usize,
+    /// Index of its item, a placeholder that is dropped at the end if there is only one operand.
+    item: usize,
     operands: usize,
 }
 
-/// Nodes as they are read, with placeholders.
+/// A tree as it is read, with placeholders.
 #[derive(Debug, Default)]
 struct Builder {
-    nodes: Vec<Node>,
+    tree: ast::Builder,
     /// For every level of brackets its or-expression and the current and-expression in it.
     levels: Vec<(Open, Open)>,
     n_placeholders: usize,
@@ -29,9 +31,12 @@ struct Builder {
 /// Parses a whole text; nothing but blanks is `all()`.
 pub(super) fn parse(text: &str) -> Result<Tree, ParseError> {
     let mut cursor = Cursor::new(text);
+    if text.len() > MAX_LENGTH {
+        return Err(cursor.error("longer than 16 MiB"));
+    }
     cursor.skip_blanks();
     if cursor.at_end() {
-        return Ok(Tree::new(vec![Node::All]));
+        return Ok(Tree::all());
     }
     let mut builder = Builder::default();
     builder.open_level();
@@ -54,7 +59,7 @@ pub(super) fn parse(text: &str) -> Result<Tree, ParseError> {
                     return Err(cursor.error("missing `)`"));
                 }
                 builder.close_level();
-                return Ok(Tree::new(builder.without_placeholders()));
+                return Ok(builder.without_placeholders().build());
             }
             if outermost {
                 return Err(cursor.error("expected `&&`, `||` or the end"));
@@ -71,9 +76,9 @@ pub(super) fn parse(text: &str) -> Result<Tree, ParseError> {
 fn read_operand(cursor: &mut Cursor<'_>, builder: &mut Builder) -> Result<(), ParseError> {
     loop {
         if cursor.negation() {
-            builder.nodes.push(Node::Not);
+            builder.tree.items.push(Item::Not);
         }
-        let node = match cursor.operand()? {
+        match cursor.operand()? {
             Operand::Open => {
                 if builder.levels.len() > MAX_DEPTH {
                     return Err(cursor.error("brackets nested too deeply"));
@@ -81,47 +86,47 @@ fn read_operand(cursor: &mut Cursor<'_>, builder: &mut Builder) -> Result<(), Pa
                 builder.open_level();
                 continue;
             }
-            Operand::All => Node::All,
-            Operand::Global => Node::Global,
-            Operand::Has(label) => Node::Has(label.into()),
-            Operand::Label(label) => {
-                let test = read_test(cursor)?;
-                Node::Test { label: label.into(), test }
-            }
-        };
-        builder.nodes.push(node);
+            Operand::All => builder.tree.push_all(),
+            Operand::Global => builder.tree.push_global(),
+            Operand::Has(label) => builder.tree.push_has(label),
+            Operand::Label(label) => read_test(cursor, label, &mut builder.tree)?,
+        }
         return Ok(());
     }
 }
 
-fn read_test(cursor: &mut Cursor<'_>) -> Result<Test, ParseError> {
-    Ok(match cursor.operator()? {
-        Operator::Equals => Test::Equals(read_value(cursor)?),
-        Operator::NotEquals => Test::NotEquals(read_value(cursor)?),
-        Operator::Contains => Test::Contains(read_value(cursor)?),
-        Operator::StartsWith => Test::StartsWith(read_value(cursor)?),
-        Operator::EndsWith => Test::EndsWith(read_value(cursor)?),
-        Operator::In => Test::In(read_set(cursor)?),
-        Operator::NotIn => Test::NotIn(read_set(cursor)?),
-    })
+fn read_test(cursor: &mut Cursor<'_>, label: &str, tree: &mut ast::Builder) -> Result<(), ParseError> {
+    let test: fn(_) -> _ = match cursor.operator()? {
+        Operator::Equals => Test::Equals,
+        Operator::NotEquals => Test::NotEquals,
+        Operator::Contains => Test::Contains,
+        Operator::StartsWith => Test::StartsWith,
+        Operator::EndsWith => Test::EndsWith,
+        operator @ (Operator::In | Operator::NotIn) => {
+            tree.push_set(label, operator == Operator::NotIn, read_set(cursor)?);
+            return Ok(());
+        }
+    };
+    tree.push_test(label, test(read_value(cursor)?));
+    Ok(())
 }
 
-fn read_value(cursor: &mut Cursor<'_>) -> Result<Name, ParseError> {
+fn read_value<'a>(cursor: &mut Cursor<'a>) -> Result<&'a str, ParseError> {
     match cursor.string()? {
-        Some(value) => Ok(value.into()),
+        Some(value) => Ok(value),
         None => Err(cursor.error("expected a quoted value")),
     }
 }
 
 /// Reads a set: it may be empty and may end with one comma (L-10).
-fn read_set(cursor: &mut Cursor<'_>) -> Result<Box<[Name]>, ParseError> {
+fn read_set<'a>(cursor: &mut Cursor<'a>) -> Result<Vec<&'a str>, ParseError> {
     cursor.skip_blanks();
     if !cursor.eat("{") {
         return Err(cursor.error("expected `{`"));
     }
-    let mut values: Vec<Name> = Vec::new();
+    let mut values = Vec::new();
     while let Some(value) = cursor.string()? {
-        values.push(value.into());
+        values.push(value);
         cursor.skip_blanks();
         if !cursor.eat(",") {
             break;
@@ -131,9 +136,7 @@ fn read_set(cursor: &mut Cursor<'_>) -> Result<Box<[Name]>, ParseError> {
     if !cursor.eat("}") {
         return Err(cursor.error("expected `}` or a quoted value"));
     }
-    values.sort_unstable();
-    values.dedup();
-    Ok(values.into_boxed_slice())
+    Ok(values)
 }
 
 impl Builder {
@@ -144,10 +147,10 @@ impl Builder {
     }
 
     fn open(&mut self, join: Join) -> Open {
-        let node = self.nodes.len();
+        let item = self.tree.items.len();
         // The end is filled in when it is known.
-        self.nodes.push(Node::Group { join, end: 0 });
-        Open { node, operands: 1 }
+        self.tree.items.push(Item::Group { join, end: 0 });
+        Open { item, operands: 1 }
     }
 
     fn next_in_and(&mut self) {
@@ -174,38 +177,38 @@ impl Builder {
 
     /// Fills in where a group ends; 0 marks a placeholder for a single operand.
     fn close(&mut self, open: Open) {
-        let here = self.nodes.len();
+        let here = self.tree.items.len();
         if open.operands < 2 {
             self.n_placeholders += 1;
-        } else if let Some(Node::Group { end, .. }) = self.nodes.get_mut(open.node) {
+        } else if let Some(Item::Group { end, .. }) = self.tree.items.get_mut(open.item) {
             *end = here;
         }
     }
 
     /// Drops the placeholders and moves the ends of groups accordingly.
-    fn without_placeholders(mut self) -> Vec<Node> {
-        // `kept[i]` is the number of nodes before index `i` that stay.
-        let mut kept = Vec::with_capacity(self.nodes.len() + 1);
+    fn without_placeholders(mut self) -> ast::Builder {
+        // `kept[i]` is the number of items before index `i` that stay.
+        let mut kept = Vec::with_capacity(self.tree.items.len() + 1);
         let mut n_kept = 0;
         kept.push(0);
-        for node in &self.nodes {
-            n_kept += usize::from(!is_placeholder(node));
+        for item in &self.tree.items {
+            n_kept += usize::from(!is_placeholder(item));
             kept.push(n_kept);
         }
-        debug_assert_eq!(n_kept + self.n_placeholders, self.nodes.len());
-        self.nodes.retain_mut(|node| {
-            if is_placeholder(node) {
+        debug_assert_eq!(n_kept + self.n_placeholders, self.tree.items.len());
+        self.tree.items.retain_mut(|item| {
+            if is_placeholder(item) {
                 return false;
             }
-            if let Node::Group { end, .. } = node {
+            if let Item::Group { end, .. } = item {
                 *end = kept.get(*end).copied().unwrap_or(n_kept);
             }
             true
         });
-        self.nodes
+        self.tree
     }
 }
 
-fn is_placeholder(node: &Node) -> bool {
-    matches!(node, Node::Group { end: 0, .. })
+const fn is_placeholder(item: &Item) -> bool {
+    matches!(item, Item::Group { end: 0, .. })
 }

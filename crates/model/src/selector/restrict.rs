@@ -37,7 +37,8 @@ enum Pending {
 pub(super) fn restrictions(tree: &Tree) -> Restrictions {
     let mut pending: Vec<Pending> = Vec::new();
     let mut result = Restrictions::none();
-    for (index, node) in tree.nodes().iter().enumerate() {
+    let mut reader = tree.reader();
+    while let Some(node) = reader.next() {
         // The only negation that says something is that of a single `has` or constant.
         let negated = matches!(pending.last(), Some(Pending::Not));
         result = match node {
@@ -46,7 +47,7 @@ pub(super) fn restrictions(tree: &Tree) -> Restrictions {
                 continue;
             }
             Node::Group { join, end } => {
-                pending.push(Pending::Group { join: *join, end: *end, so_far: None });
+                pending.push(Pending::Group { join, end, so_far: None });
                 continue;
             }
             Node::All | Node::Global if negated => Restrictions::MatchesNothing,
@@ -70,7 +71,7 @@ pub(super) fn restrictions(tree: &Tree) -> Restrictions {
                         (Join::And, Some(so_far)) => so_far.and(result),
                         (Join::Or, Some(so_far)) => so_far.or(result),
                     };
-                    if index + 1 < end {
+                    if reader.position() < end {
                         pending.push(Pending::Group { join, end, so_far: Some(joined) });
                         result = Restrictions::none();
                         break;
@@ -83,12 +84,12 @@ pub(super) fn restrictions(tree: &Tree) -> Restrictions {
     result
 }
 
-impl Test {
-    fn restricts(&self, label: &Name) -> Restrictions {
+impl Test<'_> {
+    fn restricts(&self, label: &str) -> Restrictions {
         match self {
-            Self::Equals(value) => Restrictions::one(label, Restriction::OneOf([Name::clone(value)].into())),
+            Self::Equals(value) => Restrictions::one(label, Restriction::OneOf([Name::from(*value)].into())),
             Self::In(values) if values.is_empty() => Restrictions::MatchesNothing,
-            Self::In(values) => Restrictions::one(label, Restriction::OneOf(values.iter().cloned().collect())),
+            Self::In(values) => Restrictions::one(label, Restriction::OneOf(values.iter().map(Name::from).collect())),
             Self::Contains(_) | Self::StartsWith(_) | Self::EndsWith(_) => {
                 Restrictions::one(label, Restriction::Present)
             }
@@ -102,8 +103,8 @@ impl Restrictions {
         Self::Labels(BTreeMap::new())
     }
 
-    fn one(label: &Name, restriction: Restriction) -> Self {
-        Self::Labels(BTreeMap::from([(Name::clone(label), restriction)]))
+    fn one(label: &str, restriction: Restriction) -> Self {
+        Self::Labels(BTreeMap::from([(label.into(), restriction)]))
     }
 
     /// Both hold.

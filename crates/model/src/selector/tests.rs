@@ -112,7 +112,7 @@ fn deep_nesting_is_parsed_printed_evaluated_and_dropped_without_stack() {
         let present: Labels = [("a", "")].into_iter().collect();
         assert!(selector.matches(&present) || open.starts_with('!'), "{open}");
         assert_sound(&selector, &present);
-        assert!(Selector::parse(selector.canonical()).is_ok(), "{open}");
+        assert!(Selector::parse(&selector.canonical()).is_ok(), "{open}");
         assert!(selector.negated().and(&selector).canonical().len() > selector.canonical().len() * 2);
 
         let text = format!("{}{middle}{}", open.repeat(depth + 1), close.repeat(depth + 1));
@@ -129,6 +129,31 @@ fn a_hostile_text_costs_time_in_proportion_to_its_length() {
     assert!(matches!(labels.get("a"), Some(Restriction::OneOf(values)) if values.len() == 50_000));
     assert!(Selector::parse(&"(".repeat(1_000_000)).is_err());
     assert!(Selector::parse(&"!".repeat(1_000_001)).is_err());
+}
+
+#[test]
+fn long_names_and_values_keep_their_length() {
+    for length in [0, 1, 63, 64, 65, 4095, 4096, 5000, 300_000] {
+        let (value, label) = ("v".repeat(length), "l".repeat(length.clamp(1, 512)));
+        let text = format!("({label} == \"{value}\" && {label} in {{\"\", \"{value}ö\"}})");
+        let selector = Selector::parse(&text).unwrap();
+        assert_eq!(selector.canonical(), text);
+        let labels = |value: &str| -> Labels { [(label.as_str(), value)].into_iter().collect() };
+        assert_eq!(selector.matches(&labels(&value)), length == 0, "{length}");
+        let either = Selector::parse(&text.replace("&&", "||")).unwrap();
+        assert!(either.matches(&labels(&value)) && either.matches(&labels(&format!("{value}ö"))), "{length}");
+        assert!(!either.matches(&labels("other")), "{length}");
+    }
+    let text = format!("a == '{}'", "x".repeat(parser::MAX_LENGTH));
+    assert_eq!(Selector::parse(&text).unwrap_err().message, "longer than 16 MiB");
+}
+
+#[test]
+fn a_simple_selector_takes_little_memory() {
+    // The tree: a letter, two lengths and the two texts.
+    assert!(size_of::<Selector>() <= 32);
+    let selector = Selector::parse("projectcalico.org/name == 'namespace-1'").unwrap();
+    assert_eq!(selector.tree.packed_len(), 3 + "projectcalico.org/name".len() + "namespace-1".len());
 }
 
 #[test]
@@ -208,6 +233,17 @@ proptest! {
     #[test]
     fn printing_and_parsing_again_changes_nothing(text in any_selector()) {
         assert_round_trip(&Selector::parse(&text).unwrap());
+    }
+
+    #[test]
+    fn selectors_are_equal_exactly_if_their_canonical_texts_are(a in any_selector(), b in any_selector()) {
+        let (a, b) = (Selector::parse(&a).unwrap(), Selector::parse(&b).unwrap());
+        let made = [a.clone(), b.clone(), a.negated(), b.negated(), a.and(&b), b.and(&a), a.negated().negated()];
+        for left in &made {
+            for right in &made {
+                prop_assert_eq!(left == right, left.canonical() == right.canonical());
+            }
+        }
     }
 
     #[test]
@@ -296,7 +332,7 @@ fn any_selector() -> impl Strategy<Value = String> {
 }
 
 fn assert_round_trip(selector: &Selector) {
-    let again = Selector::parse(selector.canonical()).expect("canonical text parses");
+    let again = Selector::parse(&selector.canonical()).expect("canonical text parses");
     // Only nested negation is not a fixed point (L-23).
     if !selector.canonical().contains("!!") {
         assert_eq!(again.canonical(), selector.canonical());
