@@ -573,6 +573,13 @@ fn a_rule_with_a_set_that_does_not_exist_is_closed() {
         rule.source.sets = vec![set_id(9)];
         rule
     };
+    // It was there, and is not any more.
+    let mut batch = Batch::default();
+    let contents = SetContents { kind: SetType::Net, members: Default::default() };
+    batch.sets_created.insert(set_id(9), contents);
+    compiler.compile(&batch);
+    compiler.compile(&Batch { sets_removed: [set_id(9)].into(), ..Batch::default() });
+
     let mut batch = Batch::default();
     batch.policies.insert(global("a"), policy(vec![with_set(model::Action::Allow), with_set(model::Action::Deny)]));
     batch.endpoints.insert("cali1".into(), with_policies("cali1", &["a"]));

@@ -161,6 +161,38 @@ fn many_excluded_ports_are_moved_out_of_the_main_rule() {
     assert_eq!(many.len(), 204);
 }
 
+/// 10.3: `n` for a port and `n-m` for a range, pieces by ` | `.
+#[test]
+fn port_lists_are_cut_in_order_where_the_next_item_does_not_fit() {
+    let cases = [
+        ("", ""),
+        ("1", "1"),
+        ("1-2", "1-2"),
+        ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15"),
+        ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 | 16"),
+        // Seven ranges and no eighth: the piece stays at 14 slots unless a single port follows.
+        ("1-2 3-4 5-6 7-8 9-10 11-12 13-14 15-16", "1-2 3-4 5-6 7-8 9-10 11-12 13-14 | 15-16"),
+        ("1-2 3-4 5-6 7-8 9-10 11-12 13-14 15 16-17", "1-2 3-4 5-6 7-8 9-10 11-12 13-14 15 | 16-17"),
+        ("1-2 3-4 5-6 7-8 9-10 11-12 13-14 15-16 17", "1-2 3-4 5-6 7-8 9-10 11-12 13-14 | 15-16 17"),
+    ];
+    for (ranges, expected) in cases {
+        let ranges: Vec<PortRange> = ranges
+            .split_whitespace()
+            .map(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                PortRange { first: first.parse().unwrap(), last: last.parse().unwrap() }
+            })
+            .collect();
+        let text = |range: &PortRange| match range.first == range.last {
+            true => range.first.to_string(),
+            false => format!("{}-{}", range.first, range.last),
+        };
+        let pieces: Vec<String> =
+            split_ports(&ranges).iter().map(|piece| piece.iter().map(text).collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(pieces.join(" | "), expected);
+    }
+}
+
 #[test]
 fn nets_of_one_family_make_a_rule_of_one_family() {
     let mut rule = bare(Verdict::Deny);
