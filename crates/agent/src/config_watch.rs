@@ -71,6 +71,7 @@ impl ConfigWatch {
             | Update::ProfileRules(..)
             | Update::ProfileLabels(..)
             | Update::NetworkSet(..)
+            | Update::HostEndpoint(..)
             | Update::Link(..) => Some(update),
         }
     }

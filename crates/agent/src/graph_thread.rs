@@ -8,15 +8,15 @@
 //! thread has asked (I7). The first batch is handed over even if it asks for little: only it lets
 //! the drivers sweep what an earlier agent left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Receiver;
 
 use compiler::{Compiler, Complaint};
 use graph::Graph;
-use model::Update;
+use model::{Name, Update};
 use program::Changes;
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::parts::Message;
 
@@ -37,12 +37,21 @@ pub(crate) enum ToGraph {
 /// How many objects' complaints are remembered.
 const MOST_COMPLAINTS: usize = 4096;
 
+/// The traffic of host endpoints is neither denied nor allowed; only their addresses are in IP sets.
+const UNENFORCED: &str =
+    "policies of host endpoints are not programmed by this release; its interfaces are not filtered";
+
+/// No defect: nobody stores a tier in an OpenStack deployment.
+const MISSING_TIER: &str =
+    "its policies apply after those of all tiers that are there, and what they leave undecided is denied";
+
 /// What the graph thread owns.
 #[derive(Debug)]
 pub(crate) struct GraphThread {
     graph: Graph,
     compiler: Compiler,
     complaints: Complaints,
+    missing_tiers: MissingTiers,
     complete: bool,
     ready_for_batch: bool,
     /// Updates were taken in since the last batch was taken out.
@@ -57,6 +66,7 @@ impl GraphThread {
             graph,
             compiler,
             complaints: Complaints::default(),
+            missing_tiers: MissingTiers::default(),
             complete: false,
             ready_for_batch: false,
             changed: false,
@@ -120,6 +130,14 @@ impl GraphThread {
         if batch.is_empty() && !self.first {
             return None;
         }
+        for (name, program) in &batch.host_endpoints {
+            if self.complaints.is_unenforced_news(name, program.is_some()) {
+                warn!(key = format!("host endpoint {name}"), reason = UNENFORCED, "host endpoint is not enforced");
+            }
+        }
+        for tier in self.missing_tiers.news(self.graph.missing_tiers()) {
+            info!(tier = %tier, effect = MISSING_TIER, "tier is not in the datastore");
+        }
         let (changes, complaints) = self.compiler.compile(&batch);
         for complaint in complaints {
             self.complaints.log(complaint);
@@ -147,6 +165,16 @@ impl Complaints {
         }
     }
 
+    /// Tells once of each host endpoint of this host, while it is there, that nothing enforces it yet.
+    fn is_unenforced_news(&mut self, name: &str, there: bool) -> bool {
+        let object = format!("host endpoint {name}");
+        if there {
+            return self.is_news(&object, UNENFORCED);
+        }
+        self.said.remove(&object);
+        false
+    }
+
     fn is_news(&mut self, object: &str, reason: &str) -> bool {
         if self.said.get(object).is_some_and(|said| said == reason) {
             return false;
@@ -156,6 +184,22 @@ impl Complaints {
         }
         self.said.insert(object.to_owned(), reason.to_owned());
         true
+    }
+}
+
+/// Tiers that policies name and that are not stored, as far as they were mentioned.
+#[derive(Debug, Default)]
+struct MissingTiers {
+    said: BTreeSet<Name>,
+}
+
+impl MissingTiers {
+    /// Returns the tiers that have begun to be missing.
+    fn news<'a>(&mut self, missing: impl Iterator<Item = &'a Name>) -> Vec<Name> {
+        let missing: BTreeSet<Name> = missing.cloned().collect();
+        let news = missing.difference(&self.said).cloned().collect();
+        self.said = missing;
+        news
     }
 }
 
@@ -240,6 +284,53 @@ mod tests {
             .map(|(object, reason)| complaints.is_news(object, reason))
             .collect();
         assert_eq!(news, [true, false, true, true, true]);
+    }
+
+    #[test]
+    fn a_host_endpoint_is_called_unenforced_once_while_it_is_there() {
+        let mut complaints = Complaints::default();
+        let steps = [("a", true, true), ("a", true, false), ("b", true, true), ("a", false, false), ("a", true, true)];
+        for (step, (name, there, expected)) in steps.into_iter().enumerate() {
+            assert_eq!(complaints.is_unenforced_news(name, there), expected, "step {step}");
+        }
+    }
+
+    /// Nothing is programmed for them, so what is said about them is all there is.
+    #[test]
+    fn a_batch_with_a_local_host_endpoint_makes_the_thread_speak_of_it() {
+        let mut thread = thread();
+        thread.take(ToGraph::ReadyForBatch);
+        let hosts = [("local", "h1"), ("remote", "h2")].map(|(name, host)| testkit::build::hep(name, host).build());
+        thread.take(ToGraph::Updates { updates: hosts.to_vec(), complete: true });
+        thread.next_batch().expect("a first batch");
+        assert_eq!(thread.complaints.said.keys().collect::<Vec<_>>(), ["host endpoint local"]);
+    }
+
+    #[test]
+    fn x_01_a_missing_tier_is_mentioned_when_it_begins_to_be_missing() {
+        let steps: [(&[&str], &[&str]); 5] = [
+            (&["default"], &["default"]),
+            (&["default"], &[]),
+            (&["a", "default"], &["a"]),
+            (&[], &[]),
+            (&["a"], &["a"]),
+        ];
+        let mut tiers = MissingTiers::default();
+        for (missing, expected) in steps {
+            let missing: Vec<Name> = missing.iter().map(|name| Name::from(*name)).collect();
+            let news = tiers.news(missing.iter());
+            assert_eq!(news.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), expected);
+        }
+
+        let mut thread = thread();
+        thread.take(ToGraph::ReadyForBatch);
+        let updates = vec![
+            testkit::build::wep("h1/openstack/ns/vm/port").interface("tap1").ip("10.0.0.1").build(),
+            testkit::build::policy("gnp/p").build(),
+        ];
+        thread.take(ToGraph::Updates { updates, complete: true });
+        thread.next_batch().expect("a first batch");
+        assert_eq!(thread.missing_tiers.said.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["default"]);
     }
 
     #[test]

@@ -100,7 +100,18 @@ impl Compiler {
     /// Returns the changes that bring the kernel to the state after this batch. The first call
     /// returns a complete program.
     pub fn compile(&mut self, batch: &Batch) -> (Changes, Vec<Complaint>) {
-        let Batch { seq, links, sets_created, members, policies, profiles, endpoints, sets_removed } = batch;
+        let Batch {
+            seq,
+            links,
+            sets_created,
+            members,
+            policies,
+            profiles,
+            endpoints,
+            // Host endpoints are known and not programmed yet; the agent says so.
+            host_endpoints: _,
+            sets_removed,
+        } = batch;
         let mut changes = Changes { seq: *seq, links: links.clone(), ..Changes::default() };
         let mut complaints = Vec::new();
         let first = !std::mem::replace(&mut self.started, true);

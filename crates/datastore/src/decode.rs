@@ -123,7 +123,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_absent_like_what_is_deleted() {
-        for key in ["tiers/t", "globalnetworkpolicies/p", "networkpolicies/ns/p", "globalnetworksets/s", "profiles/p"] {
+        for key in [
+            "tiers/t",
+            "globalnetworkpolicies/p",
+            "networkpolicies/ns/p",
+            "globalnetworksets/s",
+            "hostendpoints/h",
+            "profiles/p",
+        ] {
             let deleted = decode(key, None);
             assert!(!deleted.is_empty(), "{key}");
             for value in ["", "no json", "[]", "1", r#"{"metadata":3}"#] {

@@ -67,6 +67,7 @@ const fn kind(update: &Update) -> &'static str {
         Update::Policy(..) => "policies",
         Update::ProfileLabels(..) => "labels of profiles",
         Update::NetworkSet(..) => "network sets",
+        Update::HostEndpoint(..) => "host endpoints",
         Update::Tier(..) | Update::ProfileRules(..) | Update::Link(..) | Update::Config(..) | Update::Ready(_) => {
             "others"
         }

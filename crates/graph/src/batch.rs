@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{
-    Action, Family, IcmpMatch, LinkState, Name, PolicyKey, PortRange, Protocol, SetId, WorkloadEndpoint,
+    Action, Family, HostEndpoint, IcmpMatch, LinkState, Name, PolicyKey, PortRange, Protocol, SetId, WorkloadEndpoint,
     WorkloadEndpointKey,
 };
 
@@ -24,19 +24,23 @@ pub struct Batch {
     pub profiles: BTreeMap<Name, Option<Arc<ProfileProgram>>>,
     /// By interface name: the endpoint that owns it (host.md 8.4), or `None` when nobody does any more.
     pub endpoints: BTreeMap<Name, Option<Arc<EndpointProgram>>>,
+    /// Local host endpoints by name of the resource.
+    pub host_endpoints: BTreeMap<Name, Option<Arc<HostEndpointProgram>>>,
     pub sets_removed: BTreeSet<SetId>,
 }
 
 impl Batch {
     /// True if there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        let Self { seq: _, links, sets_created, members, policies, profiles, endpoints, sets_removed } = self;
+        let Self { seq: _, links, sets_created, members, policies, profiles, endpoints, host_endpoints, sets_removed } =
+            self;
         links.is_empty()
             && sets_created.is_empty()
             && members.is_empty()
             && policies.is_empty()
             && profiles.is_empty()
             && endpoints.is_empty()
+            && host_endpoints.is_empty()
             && sets_removed.is_empty()
     }
 }
@@ -156,6 +160,27 @@ pub struct EndpointProgram {
     /// Normal tiers in order; only those with a policy that applies (T-8 to T-11). Shared by all
     /// endpoints that the same policies apply to: the lists can be thousands of entries long.
     pub tiers: Arc<[TierProgram]>,
+}
+
+/// A local host endpoint with the policies that apply to it, in four lists (T-9, T-10).
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostEndpointProgram {
+    /// Name of the resource.
+    pub name: Name,
+    pub endpoint: Arc<HostEndpoint>,
+    pub tiers: HostTiers,
+}
+
+/// The four lists of a host endpoint. In each of them a tier occurs only if a policy of it does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostTiers {
+    /// Every tier passes at its end.
+    pub untracked: Arc<[TierProgram]>,
+    /// Ingress only; every tier passes at its end.
+    pub pre_dnat: Arc<[TierProgram]>,
+    pub normal: Arc<[TierProgram]>,
+    /// Without tiers that have nothing but staged policies here: no tier at all means allow (T-17, T-21).
+    pub forward: Arc<[TierProgram]>,
 }
 
 /// The policies of one tier that apply to one endpoint, in order (T-5).

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use model::{LinkState, Name, PolicyKey, SetId};
 
-use crate::batch::{Batch, EndpointProgram, MemberDelta as NetDelta, PolicyProgram, ProfileProgram, SetMember};
+use crate::batch::{Batch, MemberDelta as NetDelta, PolicyProgram, ProfileProgram, SetMember};
 use crate::index::MemberIndex;
 use crate::kit::{IdMap, Pending, ValueMap};
 use crate::members::MemberChange;
@@ -97,12 +97,8 @@ impl Gather {
         }
     }
 
-    /// Returns what is new, and starts over.
-    pub(crate) fn take(
-        &mut self,
-        index: &mut MemberIndex,
-        endpoints: BTreeMap<Name, Option<Arc<EndpointProgram>>>,
-    ) -> Batch {
+    /// Returns what is new, without endpoints, and starts over.
+    pub(crate) fn take(&mut self, index: &mut MemberIndex) -> Batch {
         self.seq += 1;
         // The order of the hash map ends in that of the batch's own map.
         let changes = std::mem::take(&mut self.members).into_iter().filter_map(|(set, changes)| {
@@ -129,8 +125,8 @@ impl Gather {
             members: changes,
             policies: self.policies.take(),
             profiles: self.profiles.take(),
-            endpoints,
             sets_removed: std::mem::take(&mut self.removed),
+            ..Batch::default()
         }
     }
 
@@ -207,7 +203,7 @@ mod tests {
                     object(&mut index, n.parse().unwrap(), sign == "+");
                     index.changes().for_each(|change| gather.on_member(change));
                 }
-                ["take"] => said.push(text(gather.take(&mut index, BTreeMap::new()))),
+                ["take"] => said.push(text(gather.take(&mut index))),
                 ref other => panic!("step {other:?}"),
             }
         }
@@ -242,7 +238,7 @@ mod tests {
             for state in states {
                 gather.on_link("tap1".into(), *state);
             }
-            gather.take(&mut index, BTreeMap::new()).links.into_values().next()
+            gather.take(&mut index).links.into_values().next()
         };
         assert_eq!(told(&[Some(up), None]), None);
         assert_eq!(told(&[Some(down), Some(up)]), Some(Some(up)));

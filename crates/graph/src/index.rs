@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use model::{Labels, Name, NetworkSet, Selector, SetId, WorkloadEndpoint, WorkloadEndpointKey};
+use model::{HostEndpoint, Labels, Name, NetworkSet, Selector, SetId, WorkloadEndpoint, WorkloadEndpointKey};
 
 use crate::batch::SetContents;
 use crate::labels::{ProfileChange, ProfileLabels};
@@ -52,7 +52,7 @@ impl MemberIndex {
             labels: &value.labels,
             profiles: &value.profiles,
             nets: Nets::of_endpoint(value),
-            ports: Ports::of_endpoint(value),
+            ports: Ports::of(&value.ports),
         });
         self.on_object(&ObjectKey::Endpoint(key), object);
     }
@@ -66,6 +66,17 @@ impl MemberIndex {
             ports: None,
         });
         self.on_object(&ObjectKey::NetworkSet(name), object);
+    }
+
+    /// Stores a host endpoint of any host, or with `None` forgets it.
+    pub fn on_host_endpoint(&mut self, name: &Name, value: Option<&HostEndpoint>) {
+        let object = value.map(|value| Object {
+            labels: &value.labels,
+            profiles: &value.profiles,
+            nets: Nets::of_host_endpoint(value),
+            ports: Ports::of(&value.ports),
+        });
+        self.on_object(&ObjectKey::HostEndpoint(name), object);
     }
 
     fn on_object(&mut self, key: &ObjectKey<'_>, object: Option<Object<'_>>) {

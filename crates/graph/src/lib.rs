@@ -4,9 +4,9 @@
 //!
 //! ```text
 //! endpoints --> local --> selectors (policies) --> active --> references --> members --> gather --> Batch
-//!    |                         |                     |  profiles --^           ^            ^
+//!    |          hosts          |                     |  profiles --^           ^            ^
 //!    |                         v                     v                         |            |
-//!    |                     endpoints <------------ order                       |            |
+//!    |                  endpoints, hosts <-------- order                       |            |
 //!    |                         +-----------------------------------------------|------------+
 //!    +--> selectors (rules), network sets -------------------------------------+
 //! ```
@@ -24,6 +24,7 @@ pub mod stats;
 mod active;
 mod endpoints;
 mod gather;
+mod hosts;
 mod index;
 mod kit;
 mod labels;
@@ -38,11 +39,11 @@ mod selectors;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use model::{Labels, Name, Policy, PolicyKey, Update, WorkloadEndpoint, WorkloadEndpointKey};
+use model::{HostEndpoint, Labels, Name, Policy, PolicyKey, Update, WorkloadEndpoint, WorkloadEndpointKey};
 
 pub use batch::{
-    Batch, EndpointProgram, MemberDelta, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember,
-    SetType, SideProgram, TierProgram,
+    Batch, EndpointProgram, HostEndpointProgram, HostTiers, MemberDelta, PolicyProgram, PolicyRef, ProfileProgram,
+    RuleProgram, SetContents, SetMember, SetType, SideProgram, TierProgram,
 };
 pub use index::MemberIndex;
 pub use members::MemberChange;
@@ -51,6 +52,7 @@ pub use stats::{Flow, SelectorStats, Stats};
 use active::{ActiveDelta, ActivePolicies};
 use endpoints::Endpoints;
 use gather::Gather;
+use hosts::{HostDelta, Hosts};
 use local::{LocalDelta, LocalEndpoints};
 use order::Order;
 use profiles::{ActiveProfiles, ProfileDelta};
@@ -68,6 +70,7 @@ pub struct Graph {
     references: References,
     index: MemberIndex,
     endpoints: Endpoints,
+    hosts: Hosts,
     gather: Gather,
     scratch: Scratch,
     flow: Flow,
@@ -90,7 +93,7 @@ impl Graph {
     /// Makes an empty graph for the host of this name (datastore.md 1.4: compared byte for byte).
     pub fn new(host: Name) -> Self {
         Self {
-            local: LocalEndpoints::new(host),
+            local: LocalEndpoints::new(Name::clone(&host)),
             policy_selectors: Selectors::default(),
             active: ActivePolicies::default(),
             profiles: ActiveProfiles::default(),
@@ -98,6 +101,7 @@ impl Graph {
             references: References::default(),
             index: MemberIndex::default(),
             endpoints: Endpoints::default(),
+            hosts: Hosts::new(host),
             gather: Gather::default(),
             scratch: Scratch::default(),
             flow: Flow::default(),
@@ -118,6 +122,7 @@ impl Graph {
             }
             Update::ProfileLabels(name, value) => self.on_profile_labels(&name, value.as_deref()),
             Update::NetworkSet(name, value) => self.index.on_network_set(&name, value.as_deref()),
+            Update::HostEndpoint(name, value) => self.on_host_endpoint(&name, value.as_ref()),
             Update::Link(name, value) => self.gather.on_link(name, value),
             Update::Config(_, _) | Update::Ready(_) => return,
         }
@@ -136,6 +141,7 @@ impl Graph {
             let (MatchDelta::Started { class, .. } | MatchDelta::Stopped { class, .. }) = delta;
             self.active.on_match(delta, &mut scratch.active);
             self.endpoints.on_class(class);
+            self.hosts.on_class(class);
         }
 
         // active, tiers -> endpoints: who must look again.
@@ -147,6 +153,7 @@ impl Graph {
             self.policy_selectors.matching(names, selector, &mut scratch.classes);
             for class in scratch.classes.drain(..) {
                 self.endpoints.on_class(class);
+                self.hosts.on_class(class);
             }
         }
 
@@ -202,6 +209,29 @@ impl Graph {
         self.index.on_endpoint(key, value.map(Arc::as_ref));
     }
 
+    /// host endpoints -> hosts -> selectors (policies), profiles; host endpoints -> index.
+    fn on_host_endpoint(&mut self, name: &Name, value: Option<&Arc<HostEndpoint>>) {
+        let scratch = &mut self.scratch;
+        if let Some(HostDelta { old, new }) = self.hosts.compare(name, value) {
+            self.flow.local += 1;
+            let (names, inherited) = self.index.names();
+            let profiles = |value: &Option<Arc<HostEndpoint>>| -> Vec<Name> {
+                value.as_ref().map(|value| value.profiles.clone()).unwrap_or_default()
+            };
+            self.profiles.on_list(&profiles(&old), &profiles(&new), &mut scratch.profiles);
+            // The new class before the old one, so that what stays matched stays active.
+            let new = new.map(|new| {
+                let matches = &mut scratch.local_matches;
+                let class = self.policy_selectors.join(names, inherited, &new.labels, &new.profiles, matches);
+                (new, class)
+            });
+            if let Some(old) = self.hosts.set(name, new) {
+                self.policy_selectors.leave(names, inherited, old, &mut scratch.local_matches);
+            }
+        }
+        self.index.on_host_endpoint(name, value.map(Arc::as_ref));
+    }
+
     /// policies -> selectors (policies), active.
     fn on_policy(&mut self, key: &PolicyKey, value: Option<Arc<Policy>>) {
         if self.active.get(key) == value.as_ref() {
@@ -219,6 +249,7 @@ impl Graph {
             let (MatchDelta::Started { class, .. } | MatchDelta::Stopped { class, .. }) = delta;
             self.active.on_match(delta, active);
             self.endpoints.on_class(class);
+            self.hosts.on_class(class);
         }
         if let Some(old) = self.active.on_policy(key, value, active, relisted) {
             self.policy_selectors.unregister(names, old, local_matches);
@@ -235,7 +266,7 @@ impl Graph {
 
     /// Everything that changed since the last call, each object at most once. Deterministic (I10).
     pub fn take_batch(&mut self) -> Batch {
-        let Self { policy_selectors, active, order, endpoints, gather, index, .. } = self;
+        let Self { policy_selectors, active, order, endpoints, hosts, gather, index, .. } = self;
         // Classes that the same selectors match have the same tiers.
         let mut arranged: HashMap<&[u32], Arc<[TierProgram]>> = HashMap::new();
         let endpoints = endpoints.take(|class| {
@@ -243,7 +274,12 @@ impl Graph {
             let arrange = || order.arrange(selectors.iter().flat_map(|selector| active.with_selector(*selector)));
             Arc::clone(arranged.entry(selectors).or_insert_with(arrange))
         });
-        let batch = gather.take(index, endpoints);
+        let host_endpoints = hosts.take(|class| {
+            let selectors = policy_selectors.matches_of(class);
+            let policies = selectors.iter().flat_map(|selector| active.with_selector(*selector));
+            order.arrange_host(&policies.collect::<Vec<_>>())
+        });
+        let batch = Batch { endpoints, host_endpoints, ..gather.take(index) };
         self.flow.output += [
             batch.links.len(),
             batch.sets_created.len(),
@@ -251,6 +287,7 @@ impl Graph {
             batch.policies.len(),
             batch.profiles.len(),
             batch.endpoints.len(),
+            batch.host_endpoints.len(),
             batch.sets_removed.len(),
         ]
         .into_iter()
@@ -264,10 +301,14 @@ impl Graph {
         self.order.missing()
     }
 
-    /// Sizes and work done so far.
+    /// Sizes and work done so far. Looks at every local endpoint.
     pub fn stats(&self) -> Stats {
+        let lists = self.local.values().map(|endpoint| &endpoint.profiles);
+        let lists = lists.chain(self.hosts.values().map(|endpoint| &endpoint.profiles));
+        let lacking = lists.filter(|list| list.iter().any(|profile| !self.profiles.is_stored(profile)));
         Stats {
-            local_endpoints: self.local.len() as u64,
+            local_endpoints: (self.local.values().len() + self.hosts.values().len()) as u64,
+            endpoints_missing_a_profile: lacking.count() as u64,
             active_policies: u64::from(self.active.active()),
             active_profiles: self.profiles.len() as u64,
             active_sets: self.references.sets() as u64,
@@ -289,6 +330,7 @@ impl Graph {
             references,
             index,
             endpoints,
+            hosts,
             gather,
             scratch: _,
             flow: _,
@@ -301,6 +343,7 @@ impl Graph {
             && references.is_empty()
             && index.is_empty()
             && endpoints.is_empty()
+            && hosts.is_empty()
             && gather.is_empty()
     }
 }

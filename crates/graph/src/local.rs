@@ -49,8 +49,8 @@ impl LocalEndpoints {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.values.len()
+    pub(crate) fn values(&self) -> impl ExactSizeIterator<Item = &Arc<WorkloadEndpoint>> {
+        self.values.values()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use model::{Name, Policy, PolicyKey, Tier};
 
 use crate::active::ActiveDelta;
-use crate::batch::{PolicyRef, TierProgram};
+use crate::batch::{HostTiers, PolicyRef, TierProgram};
 use crate::kit::Links;
 
 /// See the [module documentation](self).
@@ -57,12 +57,30 @@ impl Order {
         &self,
         policies: impl Iterator<Item = (&'a PolicyKey, &'a Policy)>,
     ) -> Arc<[TierProgram]> {
+        self.list(policies, List::Normal)
+    }
+
+    /// Lists the policies that apply to a host endpoint (T-9 to T-11).
+    pub(crate) fn arrange_host(&self, policies: &[(&PolicyKey, &Policy)]) -> HostTiers {
+        let list = |which| self.list(policies.iter().copied(), which);
+        HostTiers {
+            untracked: list(List::Untracked),
+            pre_dnat: list(List::PreDnat),
+            normal: list(List::Normal),
+            forward: list(List::Forward),
+        }
+    }
+
+    fn list<'a>(&self, policies: impl Iterator<Item = (&'a PolicyKey, &'a Policy)>, which: List) -> Arc<[TierProgram]> {
         let mut by_tier: BTreeMap<&Name, Vec<(&PolicyKey, &Policy)>> = BTreeMap::new();
         for (key, policy) in policies {
-            let normal = !policy.do_not_track && !policy.pre_dnat;
-            if normal && (policy.ingress || policy.egress) {
+            if which.directions(policy) != (false, false) {
                 by_tier.entry(&policy.tier).or_default().push((key, policy));
             }
+        }
+        if which == List::Forward {
+            // T-21: they would take away the allowance of an endpoint without a tier, and decide nothing.
+            by_tier.retain(|_, policies| policies.iter().any(|(key, _)| !key.kind.is_staged()));
         }
         let mut tiers: Vec<_> = by_tier.into_iter().collect();
         // Stable: among equals the order by name stays (T-3).
@@ -72,8 +90,8 @@ impl Order {
                 let order = |policy: &Policy| policy.order.unwrap_or(f64::INFINITY);
                 compare_orders(order(a), order(b)).then_with(|| a_key.cmp(b_key))
             });
-            let list = |wanted: fn(&Policy) -> bool| {
-                let listed = policies.iter().filter(|(_, policy)| wanted(policy));
+            let list = |wanted: fn((bool, bool)) -> bool| {
+                let listed = policies.iter().filter(|(_, policy)| wanted(which.directions(policy)));
                 let reference = |(key, policy): &(&PolicyKey, &Policy)| PolicyRef {
                     key: PolicyKey::clone(key),
                     original_selector: Name::clone(&policy.original_selector),
@@ -82,10 +100,10 @@ impl Order {
             };
             TierProgram {
                 name: Name::clone(name),
-                ingress: list(|policy| policy.ingress),
-                egress: list(|policy| policy.egress),
+                ingress: list(|(ingress, _)| ingress),
+                egress: list(|(_, egress)| egress),
                 // A missing tier denies (T-4).
-                default_pass: self.tiers.get(name).is_some_and(|tier| tier.default_pass),
+                default_pass: which.always_passes() || self.tiers.get(name).is_some_and(|tier| tier.default_pass),
             }
         });
         program.collect()
@@ -93,6 +111,36 @@ impl Order {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.tiers.is_empty() && self.members.is_empty()
+    }
+}
+
+/// The lists that policies are split into (T-9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum List {
+    Untracked,
+    PreDnat,
+    Normal,
+    Forward,
+}
+
+impl List {
+    /// In which directions a policy is in this list: ingress, egress.
+    fn directions(self, policy: &Policy) -> (bool, bool) {
+        let home = match (policy.do_not_track, policy.pre_dnat) {
+            (true, _) => Self::Untracked,
+            (false, true) => Self::PreDnat,
+            (false, false) => Self::Normal,
+        };
+        let is_in = match self {
+            Self::Forward => home == Self::Normal && policy.apply_on_forward,
+            Self::Untracked | Self::PreDnat | Self::Normal => home == self,
+        };
+        (is_in && policy.ingress, is_in && policy.egress && self != Self::PreDnat)
+    }
+
+    /// T-10.
+    fn always_passes(self) -> bool {
+        matches!(self, Self::Untracked | Self::PreDnat)
     }
 }
 
@@ -117,6 +165,74 @@ mod tests {
     use testkit::build;
 
     use super::*;
+
+    /// The table of T-9, and T-10, T-20, T-21.
+    #[test]
+    fn the_policies_of_a_host_endpoint_are_split_into_four_lists() {
+        // Of each case: the policies with their flags, and what is in which list.
+        let cases: &[(&[&str], &str)] = &[
+            (&["gnp/a"], "normal: t deny in gnp/a out gnp/a"),
+            (&["gnp/a untracked"], "untracked: t pass in gnp/a out gnp/a"),
+            (&["gnp/a untracked pre-dnat forward"], "untracked: t pass in gnp/a out gnp/a"),
+            (&["gnp/a untracked egress"], "untracked: t pass out gnp/a"),
+            (&["gnp/a pre-dnat"], "pre-dnat: t pass in gnp/a"),
+            (&["gnp/a pre-dnat forward egress"], ""),
+            (&["gnp/a forward"], "normal: t deny in gnp/a out gnp/a; forward: t deny in gnp/a out gnp/a"),
+            (&["gnp/a forward egress"], "normal: t deny out gnp/a; forward: t deny out gnp/a"),
+            (&["gnp/a forward none"], ""),
+            (&["sgnp/a forward"], "normal: t deny in sgnp/a out sgnp/a"),
+            (
+                &["sgnp/a forward", "gnp/b forward ingress"],
+                "normal: t deny in sgnp/a gnp/b out sgnp/a; forward: t deny in sgnp/a gnp/b out sgnp/a",
+            ),
+            (
+                &["gnp/a", "gnp/b forward", "gnp/c pre-dnat", "gnp/d untracked ingress"],
+                "untracked: t pass in gnp/d; pre-dnat: t pass in gnp/c; \
+                 normal: t deny in gnp/a gnp/b out gnp/a gnp/b; forward: t deny in gnp/b out gnp/b",
+            ),
+        ];
+        let mut stage = Order::default();
+        stage.on_tier(&"t".into(), Some(Tier { order: None, default_pass: false }), &mut Vec::new());
+        for (policies, expected) in cases {
+            let policies: Vec<_> = policies.iter().map(|text| host_policy(text)).collect();
+            let policies: Vec<_> = policies.iter().map(|(key, policy)| (key, policy.as_ref())).collect();
+            let HostTiers { untracked, pre_dnat, normal, forward } = stage.arrange_host(&policies);
+            let lists = [("untracked", untracked), ("pre-dnat", pre_dnat), ("normal", normal), ("forward", forward)];
+            let got: Vec<String> = lists
+                .iter()
+                .filter_map(|(word, tiers)| tiers.first().map(|tier| format!("{word}: {}", text(tier))))
+                .collect();
+            assert_eq!(got.join("; "), *expected, "{policies:?}");
+        }
+    }
+
+    fn host_policy(text: &str) -> (PolicyKey, Arc<Policy>) {
+        let mut words = text.split(' ');
+        let mut builder = build::policy(words.next().unwrap()).tier("t");
+        for word in words {
+            builder = builder.with(|policy| match word {
+                "untracked" => policy.do_not_track = true,
+                "pre-dnat" => policy.pre_dnat = true,
+                "forward" => policy.apply_on_forward = true,
+                "ingress" => policy.egress = false,
+                "egress" => policy.ingress = false,
+                "none" => (policy.ingress, policy.egress) = (false, false),
+                _ => panic!("word {word:?}"),
+            });
+        }
+        builder.value()
+    }
+
+    fn text(tier: &TierProgram) -> String {
+        let mut text = format!("{} {}", tier.name, if tier.default_pass { "pass" } else { "deny" });
+        for (word, list) in [("in", &tier.ingress), ("out", &tier.egress)] {
+            if !list.is_empty() {
+                let keys: Vec<String> = list.iter().map(|policy| policy.key.to_string()).collect();
+                text += &format!(" {word} {}", keys.join(" "));
+            }
+        }
+        text
+    }
 
     #[test]
     fn policies_of_a_tier_are_ordered_by_order_and_then_by_name_namespace_and_kind() {

@@ -73,6 +73,11 @@ impl ActiveProfiles {
         if name == DEFAULT_ALLOW { Some(&self.default_allow) } else { self.stored.get(name) }
     }
 
+    /// Tells whether the profile exists.
+    pub(crate) fn is_stored(&self, name: &str) -> bool {
+        self.rules(name).is_some()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.listed.len()
     }

@@ -5,8 +5,10 @@ pub use crate::selectors::SelectorStats;
 /// Sizes now and work done so far; the metrics of policy.md A-10 are read from here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Local workload endpoints (`felix_active_local_endpoints`).
+    /// Local workload and host endpoints (`felix_active_local_endpoints`).
     pub local_endpoints: u64,
+    /// Those of them that list a profile which is not stored: it denies (policy.md ).
+    pub endpoints_missing_a_profile: u64,
     /// Active policies (`felix_active_local_policies`).
     pub active_policies: u64,
     /// Profiles that local endpoints list.

@@ -6,7 +6,7 @@ use graph::Graph;
 use model::{Labels, Name, Update};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use testkit::build::{self, absent, network_set, policy, rule, tier, wep};
+use testkit::build::{self, absent, hep, network_set, policy, rule, tier, wep};
 use testkit::naive::{self, Facts};
 use testkit::replay::Known;
 
@@ -121,6 +121,7 @@ fn any_update() -> impl Strategy<Value = Update> {
         2 => any_profile_labels(),
         2 => any_profile_rules(),
         2 => any_network_set(),
+        3 => any_host_endpoint(),
         1 => (select(vec!["tap1", "tap2"]), 1..4u32, any::<bool>()).prop_map(|(name, index, up)| build::link(name, index, up)),
     ];
     (present, prop::bool::weighted(0.25)).prop_map(|(update, gone)| if gone { absent(&update) } else { update })
@@ -160,6 +161,32 @@ fn any_endpoint() -> impl Strategy<Value = Update> {
             Update::WorkloadEndpoint(key, Some(value.into()))
         },
     )
+}
+
+fn any_host_endpoint() -> impl Strategy<Value = Update> {
+    let addresses = subsequence(vec!["10.0.0.1", "10.0.0.3", "fd00::1"], 0..3);
+    let ports = subsequence(vec!["http/tcp/80", "dns/udp/53", "dns/sctp/53"], 0..3);
+    (
+        // The same name on another host is the same endpoint, and a network set may have that name too.
+        select(vec!["hep1", "hep2", "global"]),
+        prop_oneof![3 => Just("h1"), 1 => Just("h2")],
+        select(vec!["eth0", "*", ""]),
+        any_labels(),
+        any_profiles(),
+        addresses,
+        ports,
+    )
+        .prop_map(|(name, host, interface, labels, profiles, addresses, ports)| {
+            let mut builder = hep(name, host).interface(interface);
+            for address in addresses {
+                builder = builder.ip(address);
+            }
+            for port in ports {
+                builder = builder.port(port);
+            }
+            let change = |value: &mut model::HostEndpoint| (value.labels, value.profiles) = (labels, profiles);
+            builder.with(change).build()
+        })
 }
 
 fn any_selector() -> impl Strategy<Value = &'static str> {
@@ -222,12 +249,21 @@ fn any_policy() -> impl Strategy<Value = Update> {
         select(vec!["default", "t1", "t2"]),
         select(vec![None, Some(1.0), Some(1.5), Some(0.0), Some(-0.0), Some(-3.0)]),
         (prop::bool::weighted(0.8), prop::bool::weighted(0.8), prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
-        prop::bool::weighted(0.1),
+        (prop::bool::weighted(0.1), prop::bool::weighted(0.4)),
         rules(),
         rules(),
     )
         .prop_map(
-            |(key, selector, tier, order, (ingress, egress, untracked, pre_dnat), always, inbound, outbound)| {
+            |(
+                key,
+                selector,
+                tier,
+                order,
+                (ingress, egress, untracked, pre_dnat),
+                (always, forward),
+                inbound,
+                outbound,
+            )| {
                 let rules = |texts: Vec<String>| texts.iter().map(|text| rule(text)).collect();
                 policy(key)
                     .selector(selector)
@@ -239,6 +275,7 @@ fn any_policy() -> impl Strategy<Value = Update> {
                         policy.do_not_track = untracked;
                         policy.pre_dnat = pre_dnat;
                         policy.always_needed = always;
+                        policy.apply_on_forward = forward;
                         policy.inbound = rules(inbound);
                         policy.outbound = rules(outbound);
                     })

@@ -39,6 +39,7 @@ scenarios! {
     moving_endpoints,
     contested_interface,
     network_sets,
+    host_endpoints,
 }
 
 fn run(name: &str, text: &str) {

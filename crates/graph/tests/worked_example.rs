@@ -32,7 +32,8 @@ fn one_security_group_through_its_life() {
 
     // Messages 1 to 3.
     let batch = step(vec![group.clone(), local.clone().build(), remote.clone().build()]);
-    let Batch { seq, links, sets_created, members, policies, profiles, endpoints, sets_removed } = batch;
+    let Batch { seq, links, sets_created, members, policies, profiles, endpoints, host_endpoints, sets_removed } =
+        batch;
     assert_eq!(seq, 1);
     let contents = SetContents { kind: SetType::Net, members: nets(&["10.65.0.5/32", "10.65.0.9/32"]) };
     assert_eq!(sets_created, BTreeMap::from([(set(), contents)]));
@@ -58,7 +59,13 @@ fn one_security_group_through_its_life() {
         *endpoint.tiers,
         [TierProgram { name: "default".into(), ingress: listed.clone(), egress: listed, default_pass: false }]
     );
-    assert!(links.is_empty() && members.is_empty() && profiles.is_empty() && sets_removed.is_empty());
+    assert!(
+        host_endpoints.is_empty()
+            && links.is_empty()
+            && members.is_empty()
+            && profiles.is_empty()
+            && sets_removed.is_empty()
+    );
 
     // Remote VM deleted.
     assert_eq!(step(vec![absent(&remote.build())]), only_members(2, &[], &["10.65.0.9/32"]));

@@ -30,6 +30,7 @@
 mod complaint;
 mod config;
 mod endpoint;
+mod hostendpoint;
 mod networkset;
 mod policy;
 mod rule;
@@ -116,6 +117,11 @@ pub fn convert(key: &ResourceKey, value: Option<&[u8]>, options: &Options) -> Co
             let set =
                 read(value, &mut complaints).and_then(|resource| networkset::convert(resource, "", &mut complaints));
             vec![Update::NetworkSet(name.clone(), set.map(Arc::new))]
+        }
+        ResourceKey::HostEndpoint(name) => {
+            let endpoint =
+                read(value, &mut complaints).and_then(|resource| hostendpoint::convert(resource, &mut complaints));
+            vec![Update::HostEndpoint(name.clone(), endpoint.map(Arc::new))]
         }
         ResourceKey::ClusterInformation(name) => {
             if config::is_used_cluster_information(name) {

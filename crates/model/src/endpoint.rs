@@ -1,4 +1,6 @@
-//! Things with addresses and labels: workload endpoints and network sets.
+//! Things with addresses and labels: workload endpoints, host endpoints and network sets.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -24,6 +26,25 @@ pub struct WorkloadEndpoint {
     /// Sources that may be spoofed; the reverse path check is off for this endpoint if not empty.
     pub allowed_spoofed: Vec<IpNet>,
     pub qos: Option<Box<QosControls>>,
+}
+
+/// A host endpoint: one or all interfaces of a host (datastore.md 3.2). Everything in it has passed
+/// validation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostEndpoint {
+    /// `spec.node`; never empty (C-9). The name of the resource is the endpoint's identity, so that one
+    /// that moves to another host (C-11) is the same object with another host.
+    pub host: Name,
+    /// `*`, the name of an interface, or empty: then it is the interface that has an expected address
+    /// (V-5).
+    pub interface: Name,
+    pub expected_v4: Vec<Ipv4Addr>,
+    pub expected_v6: Vec<Ipv6Addr>,
+    pub profiles: Vec<Name>,
+    pub labels: Labels,
+    pub ports: Vec<EndpointPort>,
+    /// What packets are marked with, 0 to 63 (C-10).
+    pub dscp: Option<u8>,
 }
 
 /// A named port of an endpoint.

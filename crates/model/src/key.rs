@@ -207,6 +207,7 @@ pub enum ResourceKey {
         name: Name,
     },
     GlobalNetworkSet(Name),
+    HostEndpoint(Name),
     ClusterInformation(Name),
     FelixConfiguration(Name),
 }
@@ -239,6 +240,7 @@ impl ResourceKey {
             "tiers" => Self::Tier(segment(name)?),
             "profiles" => Self::Profile(segment(name)?),
             "globalnetworksets" => Self::GlobalNetworkSet(segment(name)?),
+            "hostendpoints" => Self::HostEndpoint(segment(name)?),
             "clusterinformations" => Self::ClusterInformation(segment(name)?),
             "felixconfigurations" => Self::FelixConfiguration(segment(name)?),
             _ => return None,
@@ -254,6 +256,7 @@ impl ResourceKey {
             Self::Profile(name) => ("profiles", "", name),
             Self::NetworkSet { namespace, name } => ("networksets", namespace, name),
             Self::GlobalNetworkSet(name) => ("globalnetworksets", "", name),
+            Self::HostEndpoint(name) => ("hostendpoints", "", name),
             Self::ClusterInformation(name) => ("clusterinformations", "", name),
             Self::FelixConfiguration(name) => ("felixconfigurations", "", name),
         }
@@ -315,6 +318,7 @@ mod tests {
             ("profiles/kns.default", ResourceKey::Profile("kns.default".into())),
             ("networksets/ns/a", ResourceKey::NetworkSet { namespace: "ns".into(), name: "a".into() }),
             ("globalnetworksets/a", ResourceKey::GlobalNetworkSet("a".into())),
+            ("hostendpoints/compute-1-eth0", ResourceKey::HostEndpoint("compute-1-eth0".into())),
             ("clusterinformations/default", ResourceKey::ClusterInformation("default".into())),
             ("felixconfigurations/node.a%2fb", ResourceKey::FelixConfiguration("node.a%2fb".into())),
         ] {
@@ -334,6 +338,8 @@ mod tests {
             "networkpolicies/a/",
             "networkpolicies//a",
             "networkpolicies/a/b/c",
+            "hostendpoints/",
+            "hostendpoints/ns/a",
             "stagednetworkpolicies/a/b",
             "stagedglobalnetworkpolicies/a",
             "stagedkubernetesnetworkpolicies/a/b",

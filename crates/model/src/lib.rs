@@ -21,7 +21,7 @@ pub mod update;
 pub mod v3;
 pub mod validate;
 
-pub use endpoint::{EndpointPort, NetworkSet, QosControls, WorkloadEndpoint};
+pub use endpoint::{EndpointPort, HostEndpoint, NetworkSet, QosControls, WorkloadEndpoint};
 pub use family::Family;
 pub use key::{PolicyKey, PolicyKind, ResourceKey, WorkloadEndpointKey};
 pub use labels::Labels;

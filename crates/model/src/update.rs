@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::endpoint::{NetworkSet, WorkloadEndpoint};
+use crate::endpoint::{HostEndpoint, NetworkSet, WorkloadEndpoint};
 use crate::key::{PolicyKey, WorkloadEndpointKey};
 use crate::labels::Labels;
 use crate::names::Name;
@@ -21,6 +21,9 @@ pub enum Update {
     ProfileLabels(Name, Option<Arc<Labels>>),
     /// Key is `<namespace>/<name>` or, for global sets, `<name>` (C-32, C-33).
     NetworkSet(Name, Option<Arc<NetworkSet>>),
+    /// Key is the name of the resource, whatever the host: a deleted or damaged resource no longer says
+    /// which host it was for, and one that moves needs no delete of its own (C-9, C-11).
+    HostEndpoint(Name, Option<Arc<HostEndpoint>>),
     /// A network interface of this host.
     Link(Name, Option<LinkState>),
     /// Raw parameters of one configuration resource: `default` and `node.<host>` FelixConfigurations,
@@ -47,6 +50,7 @@ pub enum UpdateKey {
     ProfileRules(Name),
     ProfileLabels(Name),
     NetworkSet(Name),
+    HostEndpoint(Name),
     Link(Name),
     Config(ConfigSource),
     Ready,
@@ -61,6 +65,7 @@ impl Update {
             Self::ProfileRules(name, _) => UpdateKey::ProfileRules(name.clone()),
             Self::ProfileLabels(name, _) => UpdateKey::ProfileLabels(name.clone()),
             Self::NetworkSet(name, _) => UpdateKey::NetworkSet(name.clone()),
+            Self::HostEndpoint(name, _) => UpdateKey::HostEndpoint(name.clone()),
             Self::Link(name, _) => UpdateKey::Link(name.clone()),
             Self::Config(source, _) => UpdateKey::Config(source.clone()),
             Self::Ready(_) => UpdateKey::Ready,

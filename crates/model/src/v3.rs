@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 pub use clusterinfo::ClusterInformationSpec;
 pub use config::FelixConfigurationSpec;
-pub use endpoint::WorkloadEndpointSpec;
+pub use endpoint::{HostEndpointSpec, WorkloadEndpointSpec};
 pub use meta::{Meta, Resource};
 pub use networkset::NetworkSetSpec;
 pub use policy::{EntityRule, PolicySpec, Rule};

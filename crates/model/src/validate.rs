@@ -5,6 +5,9 @@ use crate::v3::scalars::is_name;
 /// Longest name of a port of an endpoint and of a profile, in bytes.
 const MAX_NAME: usize = 128;
 
+/// Longest name of an interface, in bytes.
+const MAX_INTERFACE: usize = 15;
+
 /// Longest name of a port in a rule, in bytes.
 const MAX_RULE_PORT_NAME: usize = 15;
 
@@ -16,6 +19,11 @@ pub fn is_endpoint_port_name(name: &str) -> bool {
 /// Tells whether a text can name a profile (V-5, V-6).
 pub fn is_profile_name(name: &str) -> bool {
     is_name(name, MAX_NAME)
+}
+
+/// Tells whether a host endpoint may name its interface so (V-5).
+pub fn is_host_interface(name: &str) -> bool {
+    name.is_empty() || name == "*" || is_name(name, MAX_INTERFACE)
 }
 
 /// Tells whether a text can name a port in a rule (V-12): lower-case letters, digits and single inner

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{
-    Action, EndpointPort, EntityMatch, Family, IcmpMatch, Labels, LinkState, Name, NetworkSet, Policy, PolicyKey,
-    PolicyKind, Port, PortRange, ProfileRules, Protocol, Rule, Selector, ServiceRef, Tier, Update, WorkloadEndpoint,
-    WorkloadEndpointKey,
+    Action, EndpointPort, EntityMatch, Family, HostEndpoint, IcmpMatch, Labels, LinkState, Name, NetworkSet, Policy,
+    PolicyKey, PolicyKind, Port, PortRange, ProfileRules, Protocol, Rule, Selector, ServiceRef, Tier, Update,
+    WorkloadEndpoint, WorkloadEndpointKey,
 };
 
 /// Starts a workload endpoint from `host/orchestrator/workload/endpoint`. Its interface is `tap-` and
@@ -79,10 +79,7 @@ impl WepBuilder {
     /// Adds a named port `name/protocol/number`.
     #[must_use]
     pub fn port(mut self, text: &str) -> Self {
-        let [name, protocol, port] = text.split('/').collect::<Vec<_>>()[..] else { panic!("port {text:?}") };
-        let protocol = protocol_text(protocol).number().expect("a protocol number");
-        let port = port.parse().expect("a port number");
-        self.value.ports.push(EndpointPort { name: name.into(), protocol, port });
+        self.value.ports.push(endpoint_port(text));
         self
     }
 
@@ -107,6 +104,87 @@ impl WepBuilder {
 fn label_pair(text: &str) -> (Name, Name) {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     (key.into(), value.into())
+}
+
+/// Starts a host endpoint of this name on this host. It is for the interface `eth0` until
+/// [`HepBuilder::interface`] says otherwise.
+pub fn hep(name: &str, host: &str) -> HepBuilder {
+    let value = HostEndpoint { host: host.into(), interface: "eth0".into(), ..HostEndpoint::default() };
+    HepBuilder { name: name.into(), value, labels: Vec::new() }
+}
+
+/// See [`hep`].
+#[derive(Clone, Debug)]
+pub struct HepBuilder {
+    name: Name,
+    value: HostEndpoint,
+    labels: Vec<(Name, Name)>,
+}
+
+impl HepBuilder {
+    /// Adds an expected address of either family.
+    #[must_use]
+    pub fn ip(mut self, address: &str) -> Self {
+        match address.parse() {
+            Ok(std::net::IpAddr::V4(address)) => self.value.expected_v4.push(address),
+            Ok(std::net::IpAddr::V6(address)) => self.value.expected_v6.push(address),
+            Err(error) => panic!("address {address:?}: {error}"),
+        }
+        self
+    }
+
+    /// Adds a label `key=value`, or `key` with an empty value.
+    #[must_use]
+    pub fn label(mut self, label: &str) -> Self {
+        self.labels.push(label_pair(label));
+        self
+    }
+
+    /// Adds a profile behind those that are there.
+    #[must_use]
+    pub fn profile(mut self, name: &str) -> Self {
+        self.value.profiles.push(name.into());
+        self
+    }
+
+    #[must_use]
+    pub fn interface(mut self, name: &str) -> Self {
+        self.value.interface = name.into();
+        self
+    }
+
+    /// Adds a named port `name/protocol/number`.
+    #[must_use]
+    pub fn port(mut self, text: &str) -> Self {
+        self.value.ports.push(endpoint_port(text));
+        self
+    }
+
+    /// Anything else.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut HostEndpoint)) -> Self {
+        change(&mut self.value);
+        self
+    }
+
+    pub fn value(mut self) -> (Name, Arc<HostEndpoint>) {
+        if !self.labels.is_empty() {
+            self.value.labels = self.labels.into_iter().collect();
+        }
+        (self.name, Arc::new(self.value))
+    }
+
+    pub fn build(self) -> Update {
+        let (name, value) = self.value();
+        Update::HostEndpoint(name, Some(value))
+    }
+}
+
+/// Reads `name/protocol/number`.
+fn endpoint_port(text: &str) -> EndpointPort {
+    let [name, protocol, port] = text.split('/').collect::<Vec<_>>()[..] else { panic!("port {text:?}") };
+    let protocol = protocol_text(protocol).number().expect("a protocol number");
+    EndpointPort { name: name.into(), protocol, port: port.parse().expect("a port number") }
 }
 
 /// Reads `key=value,key,…`.
@@ -364,6 +442,7 @@ pub fn absent(update: &Update) -> Update {
         Update::ProfileRules(name, _) => Update::ProfileRules(name, None),
         Update::ProfileLabels(name, _) => Update::ProfileLabels(name, None),
         Update::NetworkSet(name, _) => Update::NetworkSet(name, None),
+        Update::HostEndpoint(name, _) => Update::HostEndpoint(name, None),
         Update::Link(name, _) => Update::Link(name, None),
         Update::Config(source, _) => Update::Config(source, None),
         Update::Ready(_) => Update::Ready(None),
@@ -379,6 +458,7 @@ pub const fn is_absent(update: &Update) -> bool {
         Update::ProfileRules(_, value) => value.is_none(),
         Update::ProfileLabels(_, value) => value.is_none(),
         Update::NetworkSet(_, value) => value.is_none(),
+        Update::HostEndpoint(_, value) => value.is_none(),
         Update::Link(_, value) => value.is_none(),
         Update::Config(_, value) => value.is_none(),
         Update::Ready(value) => value.is_none(),

@@ -9,15 +9,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use graph::{
-    EndpointProgram, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember, SetType,
-    SideProgram, TierProgram,
+    EndpointProgram, HostEndpointProgram, HostTiers, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram,
+    SetContents, SetMember, SetType, SideProgram, TierProgram,
 };
 use ipnet::IpNet;
 use model::selector::LabelSource;
 use model::update::UpdateKey;
 use model::{
-    Action, EntityMatch, Labels, Name, NetworkSet, Policy, PolicyKey, Port, ProfileRules, Rule, Selector, SetId, Tier,
-    Update, WorkloadEndpoint, WorkloadEndpointKey,
+    Action, EndpointPort, EntityMatch, HostEndpoint, Labels, Name, NetworkSet, Policy, PolicyKey, Port, ProfileRules,
+    Rule, Selector, SetId, Tier, Update, WorkloadEndpoint, WorkloadEndpointKey,
 };
 
 use crate::build::{rule, selector};
@@ -47,6 +47,7 @@ struct World {
     profile_rules: BTreeMap<Name, Arc<ProfileRules>>,
     profile_labels: BTreeMap<Name, Arc<Labels>>,
     network_sets: Vec<Arc<NetworkSet>>,
+    host_endpoints: Vec<(Name, Arc<HostEndpoint>)>,
 }
 
 #[derive(Debug)]
@@ -78,6 +79,7 @@ pub fn evaluate(host: &str, facts: &Facts) -> Known {
             Update::ProfileRules(name, Some(value)) => drop(world.profile_rules.insert(name, value)),
             Update::ProfileLabels(name, Some(value)) => drop(world.profile_labels.insert(name, value)),
             Update::NetworkSet(_, Some(value)) => world.network_sets.push(value),
+            Update::HostEndpoint(name, Some(value)) => world.host_endpoints.push((name, value)),
             Update::Link(name, Some(value)) => drop(known.links.insert(name, value)),
             Update::WorkloadEndpoint(_, None)
             | Update::Policy(_, None)
@@ -85,6 +87,7 @@ pub fn evaluate(host: &str, facts: &Facts) -> Known {
             | Update::ProfileRules(_, None)
             | Update::ProfileLabels(_, None)
             | Update::NetworkSet(_, None)
+            | Update::HostEndpoint(_, None)
             | Update::Link(_, None)
             | Update::Config(..)
             | Update::Ready(_) => (),
@@ -99,10 +102,12 @@ pub fn evaluate(host: &str, facts: &Facts) -> Known {
 
     let mut needs: BTreeMap<SetId, Source> = BTreeMap::new();
     let local: Vec<_> = world.endpoints.iter().filter(|(key, _)| key.host.as_ref() == host).collect();
+    let local_hosts: Vec<_> = world.host_endpoints.iter().filter(|(_, hep)| hep.host.as_ref() == host).collect();
 
     //
     for (key, policy) in &world.policies {
-        let matches = local.iter().any(|(_, wep)| world.matches(&policy.selector, &wep.labels, &wep.profiles));
+        let matches = local.iter().any(|(_, wep)| world.matches(&policy.selector, &wep.labels, &wep.profiles))
+            || local_hosts.iter().any(|(_, hep)| world.matches(&policy.selector, &hep.labels, &hep.profiles));
         if matches || policy.always_needed {
             let program = PolicyProgram {
                 tier: policy.tier.clone(),
@@ -118,7 +123,9 @@ pub fn evaluate(host: &str, facts: &Facts) -> Known {
     }
 
     //
-    let listed: BTreeSet<&Name> = local.iter().flat_map(|(_, wep)| &wep.profiles).collect();
+    let listed_by_workloads = local.iter().flat_map(|(_, wep)| &wep.profiles);
+    let listed_by_hosts = local_hosts.iter().flat_map(|(_, hep)| &hep.profiles);
+    let listed: BTreeSet<&Name> = listed_by_workloads.chain(listed_by_hosts).collect();
     for name in listed {
         let program = match world.profile_rules.get(name) {
             Some(rules) => ProfileProgram {
@@ -147,11 +154,50 @@ pub fn evaluate(host: &str, facts: &Facts) -> Known {
         let program = EndpointProgram {
             key: key.clone(),
             endpoint: Arc::clone(endpoint),
-            tiers: world.tiers_of(endpoint).into(),
+            tiers: world.tiers_of(&endpoint.labels, &endpoint.profiles, Chain::Normal).into(),
         };
         known.endpoints.insert(interface.clone(), Arc::new(program));
     }
+
+    for (name, endpoint) in local_hosts {
+        let tiers = |chain| world.tiers_of(&endpoint.labels, &endpoint.profiles, chain).into();
+        let program = HostEndpointProgram {
+            name: name.clone(),
+            endpoint: Arc::clone(endpoint),
+            tiers: HostTiers {
+                untracked: tiers(Chain::Untracked),
+                pre_dnat: tiers(Chain::PreDnat),
+                normal: tiers(Chain::Normal),
+                forward: tiers(Chain::Forward),
+            },
+        };
+        known.host_endpoints.insert(name.clone(), Arc::new(program));
+    }
     known
+}
+
+/// The four lists of T-9.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Chain {
+    Untracked,
+    PreDnat,
+    Normal,
+    Forward,
+}
+
+/// The table of T-9: whether a policy goes to a list for ingress, and for egress.
+fn goes_to(policy: &Policy, chain: Chain) -> [bool; 2] {
+    let lists: &[Chain] = if policy.do_not_track {
+        &[Chain::Untracked]
+    } else if policy.pre_dnat {
+        &[Chain::PreDnat]
+    } else if policy.apply_on_forward {
+        &[Chain::Normal, Chain::Forward]
+    } else {
+        &[Chain::Normal]
+    };
+    let there = lists.contains(&chain);
+    [there && policy.ingress, there && policy.egress && chain != Chain::PreDnat]
 }
 
 impl World {
@@ -181,6 +227,11 @@ impl World {
                         members.extend(addresses(wep).map(|address| SetMember::Net(IpNet::from(address))));
                     }
                 }
+                for (_, hep) in &self.host_endpoints {
+                    if self.matches(selector, &hep.labels, &hep.profiles) {
+                        members.extend(expected(hep).map(|address| SetMember::Net(IpNet::from(address))));
+                    }
+                }
                 for set in &self.network_sets {
                     if self.matches(selector, &set.labels, &set.profiles) {
                         members.extend(set.nets.iter().flat_map(halves).map(SetMember::Net));
@@ -190,23 +241,15 @@ impl World {
             }
             Source::NamedPort(selector, protocol, name) => {
                 for (_, wep) in &self.endpoints {
-                    if !self.matches(selector, &wep.labels, &wep.profiles) {
-                        continue;
+                    if self.matches(selector, &wep.labels, &wep.profiles) {
+                        let addresses: Vec<IpAddr> = addresses(wep).collect();
+                        members.extend(cross(&addresses, &wep.ports, protocol, name));
                     }
-                    for port in &wep.ports {
-                        let fits = match *protocol {
-                            "any" => true,
-                            "tcp" => port.protocol == 6,
-                            "udp" => port.protocol == 17,
-                            _ => port.protocol == 132,
-                        };
-                        if port.name == *name && fits {
-                            members.extend(addresses(wep).map(|address| SetMember::AddressPort {
-                                address,
-                                protocol: port.protocol,
-                                port: port.port,
-                            }));
-                        }
+                }
+                for (_, hep) in &self.host_endpoints {
+                    if self.matches(selector, &hep.labels, &hep.profiles) {
+                        let addresses: Vec<IpAddr> = expected(hep).collect();
+                        members.extend(cross(&addresses, &hep.ports, protocol, name));
                     }
                 }
                 SetType::AddressPort
@@ -216,13 +259,13 @@ impl World {
         SetContents { kind, members }
     }
 
-    /// T-2 to T-11.
-    fn tiers_of(&self, wep: &WorkloadEndpoint) -> Vec<TierProgram> {
+    /// T-2 to T-11, T-21.
+    fn tiers_of(&self, labels: &Labels, profiles: &[Name], chain: Chain) -> Vec<TierProgram> {
         let mut applying: Vec<_> = self
             .policies
             .iter()
-            .filter(|(_, policy)| self.matches(&policy.selector, &wep.labels, &wep.profiles))
-            .filter(|(_, policy)| !policy.do_not_track && !policy.pre_dnat)
+            .filter(|(_, policy)| self.matches(&policy.selector, labels, profiles))
+            .filter(|(_, policy)| goes_to(policy, chain) != [false, false])
             .collect();
         applying.sort_by(|(a_key, a), (b_key, b)| {
             let order = |policy: &Policy| policy.order.unwrap_or(f64::INFINITY);
@@ -245,8 +288,9 @@ impl World {
 
         let mut tiers = Vec::new();
         for name in sequence {
-            let list = |wanted: fn(&Policy) -> bool| -> Vec<PolicyRef> {
-                let listed = applying.iter().filter(|(_, policy)| policy.tier == *name && wanted(policy));
+            let list = |direction: usize| -> Vec<PolicyRef> {
+                let listed =
+                    applying.iter().filter(|(_, policy)| policy.tier == *name && goes_to(policy, chain)[direction]);
                 listed
                     .map(|(key, policy)| PolicyRef {
                         key: key.clone(),
@@ -254,11 +298,15 @@ impl World {
                     })
                     .collect()
             };
-            let (ingress, egress) = (list(|policy| policy.ingress), list(|policy| policy.egress));
-            if ingress.is_empty() && egress.is_empty() {
+            let (ingress, egress) = (list(0), list(1));
+            let staged = |policy: &PolicyRef| policy.key.kind.as_str().starts_with("Staged");
+            if chain == Chain::Forward && ingress.iter().chain(&egress).all(staged) {
                 continue;
             }
-            let default_pass = self.tiers.get(name).is_some_and(|tier| tier.default_pass);
+            let default_pass = match chain {
+                Chain::Untracked | Chain::PreDnat => true,
+                Chain::Normal | Chain::Forward => self.tiers.get(name).is_some_and(|tier| tier.default_pass),
+            };
             tiers.push(TierProgram { name: name.clone(), ingress, egress, default_pass });
         }
         tiers
@@ -268,6 +316,29 @@ impl World {
 fn addresses(wep: &WorkloadEndpoint) -> impl Iterator<Item = IpAddr> {
     let v4 = wep.v4_nets.iter().map(|net| IpAddr::V4(net.addr()));
     v4.chain(wep.v6_nets.iter().map(|net| IpAddr::V6(net.addr())))
+}
+
+/// M-10: nothing else of a host endpoint counts.
+fn expected(hep: &HostEndpoint) -> impl Iterator<Item = IpAddr> {
+    let v4 = hep.expected_v4.iter().map(|address| IpAddr::V4(*address));
+    v4.chain(hep.expected_v6.iter().map(|address| IpAddr::V6(*address)))
+}
+
+/// M-20: every address with every port of this name whose protocol fits.
+fn cross(addresses: &[IpAddr], ports: &[EndpointPort], protocol: &str, name: &str) -> Vec<SetMember> {
+    let mut members = Vec::new();
+    for port in ports {
+        let fits = match protocol {
+            "any" => true,
+            "tcp" => port.protocol == 6,
+            "udp" => port.protocol == 17,
+            _ => port.protocol == 132,
+        };
+        for address in addresses.iter().filter(|_| fits && *port.name == *name) {
+            members.push(SetMember::AddressPort { address: *address, protocol: port.protocol, port: port.port });
+        }
+    }
+    members
 }
 
 /// The kernel's sets hold no network of length zero.

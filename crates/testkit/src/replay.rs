@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use graph::{Batch, EndpointProgram, PolicyProgram, ProfileProgram, RuleProgram, SetContents};
+use graph::{
+    Batch, EndpointProgram, HostEndpointProgram, HostTiers, PolicyProgram, ProfileProgram, RuleProgram, SetContents,
+    TierProgram,
+};
 use model::{LinkState, Name, PolicyKey, SetId};
 
 /// Everything that batches add up to.
@@ -14,6 +17,7 @@ pub struct Known {
     pub policies: BTreeMap<PolicyKey, Arc<PolicyProgram>>,
     pub profiles: BTreeMap<Name, Arc<ProfileProgram>>,
     pub endpoints: BTreeMap<Name, Arc<EndpointProgram>>,
+    pub host_endpoints: BTreeMap<Name, Arc<HostEndpointProgram>>,
 }
 
 impl Known {
@@ -23,12 +27,14 @@ impl Known {
     ///
     /// Says which promise the batch breaks (policy.md F-3, F-7, F-8).
     pub fn replay(&mut self, batch: Batch) -> Result<(), String> {
-        let Batch { seq, links, sets_created, members, policies, profiles, endpoints, sets_removed } = batch;
+        let Batch { seq, links, sets_created, members, policies, profiles, endpoints, host_endpoints, sets_removed } =
+            batch;
         self.replay_sets(sets_created, members).map_err(|error| format!("batch {seq}: {error}"))?;
         follow(&mut self.links, links, "link")?;
         follow(&mut self.policies, policies, "policy")?;
         follow(&mut self.profiles, profiles, "profile")?;
         follow(&mut self.endpoints, endpoints, "endpoint")?;
+        follow(&mut self.host_endpoints, host_endpoints, "host endpoint")?;
         for id in sets_removed {
             self.sets.remove(&id).ok_or_else(|| format!("batch {seq}: set {id} removed, but not known"))?;
         }
@@ -86,20 +92,32 @@ impl Known {
             return Err(format!("set {id} exists, but nothing names it"));
         }
         for (interface, program) in &self.endpoints {
-            for tier in program.tiers.iter() {
-                for policy in tier.ingress.iter().chain(&tier.egress) {
-                    if !self.policies.contains_key(&policy.key) {
-                        return Err(format!("interface {interface} lists unknown policy {}", policy.key));
-                    }
-                }
+            let EndpointProgram { key: _, endpoint, tiers } = program.as_ref();
+            self.check_lists(&format!("interface {interface}"), &[tiers], &endpoint.profiles)?;
+        }
+        for (name, program) in &self.host_endpoints {
+            let HostTiers { untracked, pre_dnat, normal, forward } = &program.tiers;
+            let lists = [untracked, pre_dnat, normal, forward].map(AsRef::as_ref);
+            self.check_lists(&format!("host endpoint {name}"), &lists, &program.endpoint.profiles)?;
+        }
+        Ok(())
+    }
+
+    fn check_lists(&self, who: &str, lists: &[&[TierProgram]], profiles: &[Name]) -> Result<(), String> {
+        for tier in lists.iter().copied().flatten() {
+            if tier.ingress.is_empty() && tier.egress.is_empty() {
+                return Err(format!("{who} lists tier {} without a policy", tier.name));
             }
-            for profile in &program.endpoint.profiles {
-                if !self.profiles.contains_key(profile) {
-                    return Err(format!("interface {interface} lists unknown profile {profile}"));
+            for policy in tier.ingress.iter().chain(&tier.egress) {
+                if !self.policies.contains_key(&policy.key) {
+                    return Err(format!("{who} lists unknown policy {}", policy.key));
                 }
             }
         }
-        Ok(())
+        match profiles.iter().find(|profile| !self.profiles.contains_key(*profile)) {
+            Some(profile) => Err(format!("{who} lists unknown profile {profile}")),
+            None => Ok(()),
+        }
     }
 }
 

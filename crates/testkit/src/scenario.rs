@@ -23,15 +23,17 @@
 //!
 //! Lines of a state: `wep`, `policy`, `tier <name> order=1 pass`, `rules <profile>` (with `ingress` and
 //! `egress` lines as for policies), `labels <profile> a=1,b`, `netset <key> a=1 10.0.0.0/8 …`,
-//! `link <name> <index> up|down`.
+//! `hep <name> <host> ip=192.0.2.1 …`, `link <name> <index> up|down`.
 //! Lines of an expectation: `set <selector>: members`, `ports <name>/<protocol> of <selector>: members`,
 //! `service <namespace/name>`, `service-addresses <namespace/name>`, `policy <key>`,
-//! `profile <name> [missing]`, `endpoint <interface>: <key> | tier | tier …`, `link <name> <index> up|down`.
+//! `profile <name> [missing]`, `endpoint <interface>: <key> | tier | tier …`, `hep <name>: <interface>`, for each of
+//! its lists that is not empty `hep <name> untracked|pre-dnat|normal|forward: tier | tier …`,
+//! `link <name> <index> up|down`.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "for tests")]
 
 use std::collections::BTreeMap;
 
-use graph::{SetMember, TierProgram};
+use graph::{HostTiers, SetMember, TierProgram};
 use model::update::UpdateKey;
 use model::{SetId, Update};
 
@@ -173,6 +175,18 @@ impl State {
             let tiers = program.tiers.iter().map(|program| format!(" | {}", tier(program)));
             lines.push(format!("endpoint {interface}: {}{}", program.key, tiers.collect::<String>()));
         }
+        for (name, program) in &known.host_endpoints {
+            lines.push(with_details(&format!("hep {name}"), &program.endpoint.interface));
+            let HostTiers { untracked, pre_dnat, normal, forward } = &program.tiers;
+            for (word, list) in
+                [("untracked", untracked), ("pre-dnat", pre_dnat), ("normal", normal), ("forward", forward)]
+            {
+                let tiers: Vec<String> = list.iter().map(tier).collect();
+                if !tiers.is_empty() {
+                    lines.push(format!("hep {name} {word}: {}", tiers.join(" | ")));
+                }
+            }
+        }
         for (name, state) in &known.links {
             lines.push(format!("link {name} {} {}", state.index, if state.up { "up" } else { "down" }));
         }
@@ -260,6 +274,7 @@ fn fact(line: &str, more: &[&str]) -> Update {
     }
     match kind {
         "wep" => wep(key, words),
+        "hep" => hep(key, words),
         "policy" => {
             let (options, selector) = rest.split_once("selector ").unwrap_or((rest, "all()"));
             let mut builder = build::policy(key).selector(selector);
@@ -273,6 +288,7 @@ fn fact(line: &str, more: &[&str]) -> Update {
                     }),
                     ("untracked", _) => builder.with(|policy| policy.do_not_track = true),
                     ("pre-dnat", _) => builder.with(|policy| policy.pre_dnat = true),
+                    ("forward", _) => builder.with(|policy| policy.apply_on_forward = true),
                     ("always", _) => builder.with(|policy| policy.always_needed = true),
                     _ => panic!("option {option:?} in {line:?}"),
                 };
@@ -316,6 +332,21 @@ fn wep<'a>(key: &str, options: impl Iterator<Item = &'a str>) -> Update {
             ("port", port) => builder.port(port),
             ("mac", byte) => builder.with(|value| value.mac = Some([byte.parse().unwrap(); 6])),
             _ => panic!("option {option:?} of endpoint {key}"),
+        };
+    }
+    builder.build()
+}
+
+fn hep<'a>(name: &str, mut words: impl Iterator<Item = &'a str>) -> Update {
+    let mut builder = build::hep(name, words.next().unwrap_or_default());
+    for option in words {
+        builder = match option.split_once('=').unwrap_or((option, "")) {
+            ("ip", address) => builder.ip(address),
+            ("label", label) => builder.label(label),
+            ("profile", name) => builder.profile(name),
+            ("interface", name) => builder.interface(name),
+            ("port", port) => builder.port(port),
+            _ => panic!("option {option:?} of host endpoint {name}"),
         };
     }
     builder.build()

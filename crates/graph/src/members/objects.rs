@@ -1,10 +1,11 @@
 //! Endpoints and network sets in as little memory as possible: there may be hundreds of thousands.
 
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
+use std::net::IpAddr;
 
 use hashbrown::HashTable;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use model::{EndpointPort, Name, NetworkSet, WorkloadEndpoint, WorkloadEndpointKey};
+use model::{EndpointPort, HostEndpoint, Name, NetworkSet, WorkloadEndpoint, WorkloadEndpointKey};
 use smallvec::SmallVec;
 
 use super::Contribution;
@@ -16,6 +17,7 @@ use crate::names::Names;
 pub(crate) enum ObjectKey<'a> {
     Endpoint(&'a WorkloadEndpointKey),
     NetworkSet(&'a Name),
+    HostEndpoint(&'a Name),
 }
 
 /// Addresses of an object: sorted, each once, none of length zero. Most objects have one.
@@ -30,8 +32,15 @@ pub(crate) enum Nets {
 impl Nets {
     /// The addresses of an endpoint; a prefix length, if any, is ignored (M-10).
     pub(crate) fn of_endpoint(endpoint: &WorkloadEndpoint) -> Self {
-        let v4 = endpoint.v4_nets.iter().map(|net| IpNet::from(std::net::IpAddr::V4(net.addr())));
-        let v6 = endpoint.v6_nets.iter().map(|net| IpNet::from(std::net::IpAddr::V6(net.addr())));
+        let v4 = endpoint.v4_nets.iter().map(|net| IpNet::from(IpAddr::V4(net.addr())));
+        let v6 = endpoint.v6_nets.iter().map(|net| IpNet::from(IpAddr::V6(net.addr())));
+        Self::sorted(v4.chain(v6).collect())
+    }
+
+    /// The expected addresses of a host endpoint; those of its interface do not count (M-10).
+    pub(crate) fn of_host_endpoint(endpoint: &HostEndpoint) -> Self {
+        let v4 = endpoint.expected_v4.iter().map(|address| IpNet::from(IpAddr::V4(*address)));
+        let v6 = endpoint.expected_v6.iter().map(|address| IpNet::from(IpAddr::V6(*address)));
         Self::sorted(v4.chain(v6).collect())
     }
 
@@ -78,8 +87,8 @@ pub(crate) struct Ports(Vec<EndpointPort>);
 
 impl Ports {
     /// `None` rather than an empty list.
-    pub(crate) fn of_endpoint(endpoint: &WorkloadEndpoint) -> Option<Box<Self>> {
-        (!endpoint.ports.is_empty()).then(|| Box::new(Self(endpoint.ports.clone())))
+    pub(crate) fn of(ports: &[EndpointPort]) -> Option<Box<Self>> {
+        (!ports.is_empty()).then(|| Box::new(Self(ports.to_vec())))
     }
 
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, EndpointPort> {
@@ -98,7 +107,7 @@ pub(super) struct Objects {
 
 #[derive(Debug)]
 struct Object {
-    /// Workload of an endpoint, which hardly two endpoints share, or the name of a network set.
+    /// Workload of an endpoint, which hardly two endpoints share, or the name of a network set or host endpoint.
     name: Name,
     /// Numbers of host, orchestrator and endpoint.
     place: Place,
@@ -108,14 +117,16 @@ struct Object {
 
 type Place = [u32; 3];
 
-/// Place of network sets.
-const NOWHERE: Place = [u32::MAX; 3];
+/// Place of network sets and of host endpoints: their names are all their identity. Too high to be
+/// numbers of names.
+const NETWORK_SETS: Place = [u32::MAX; 3];
+const HOST_ENDPOINTS: Place = [u32::MAX - 1; 3];
 
 impl<'a> ObjectKey<'a> {
     fn name(&self) -> &'a Name {
         match self {
             Self::Endpoint(key) => &key.workload,
-            Self::NetworkSet(name) => name,
+            Self::NetworkSet(name) | Self::HostEndpoint(name) => name,
         }
     }
 
@@ -125,7 +136,8 @@ impl<'a> ObjectKey<'a> {
             Self::Endpoint(key) => {
                 Some([names.find(&key.host)?, names.find(&key.orchestrator)?, names.find(&key.endpoint)?])
             }
-            Self::NetworkSet(_) => Some(NOWHERE),
+            Self::NetworkSet(_) => Some(NETWORK_SETS),
+            Self::HostEndpoint(_) => Some(HOST_ENDPOINTS),
         }
     }
 }
@@ -165,7 +177,8 @@ impl Objects {
     ) -> u32 {
         let place = match key {
             ObjectKey::Endpoint(key) => [&key.host, &key.orchestrator, &key.endpoint].map(|name| names.acquire(name)),
-            ObjectKey::NetworkSet(_) => NOWHERE,
+            ObjectKey::NetworkSet(_) => NETWORK_SETS,
+            ObjectKey::HostEndpoint(_) => HOST_ENDPOINTS,
         };
         let object = Object { name: Name::clone(key.name()), place, class, contribution };
         let hash = Self::hash(&self.seed, place, &object.name);
@@ -208,7 +221,7 @@ impl Objects {
             entry.remove();
         }
         self.free.push(id);
-        if object.place != NOWHERE {
+        if ![NETWORK_SETS, HOST_ENDPOINTS].contains(&object.place) {
             object.place.into_iter().for_each(|name| names.release(name));
         }
         let Self { slots, by_key, seed, .. } = self;

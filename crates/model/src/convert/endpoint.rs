@@ -10,7 +10,7 @@ use super::{Options, labels_of};
 use crate::cidr;
 use crate::endpoint::{EndpointPort, QosControls, WorkloadEndpoint};
 use crate::labels::Labels;
-use crate::v3::endpoint::{IpNat, WorkloadPort};
+use crate::v3::endpoint::IpNat;
 use crate::v3::scalars::Protocol;
 use crate::v3::{self, Resource, WorkloadEndpointSpec};
 use crate::validate;
@@ -98,26 +98,29 @@ fn nats(stored: &[IpNat], at: At<'_>, complaints: &mut Complaints) -> Vec<(IpAdd
 }
 
 /// Keeps named ports (C-6), each of which must be valid (V-4).
-fn ports(stored: Vec<WorkloadPort>, at: At<'_>, complaints: &mut Complaints) -> Vec<EndpointPort> {
-    let mut ports = Vec::new();
-    for (index, WorkloadPort { name, protocol, port }) in stored.into_iter().enumerate() {
-        if name.is_empty() {
-            continue;
-        }
-        let at = at.index(index);
-        if !validate::is_endpoint_port_name(&name) {
-            complaints.reject(at.field("name"), format_args!("{name:?} is not the name of a port"));
-        }
-        if port == 0 {
-            complaints.reject(at.field("port"), "the port is missing or 0");
-        }
-        match protocol_number(&protocol) {
-            Some(protocol) => ports.push(EndpointPort { name: name.into(), protocol, port }),
-            None => complaints
-                .reject(at.field("protocol"), format_args!("protocol {protocol} where TCP, UDP or SCTP is expected")),
-        }
+fn ports(stored: Vec<v3::endpoint::EndpointPort>, at: At<'_>, complaints: &mut Complaints) -> Vec<EndpointPort> {
+    let named = stored.into_iter().enumerate().filter(|(_, port)| !port.name.is_empty());
+    named.filter_map(|(index, stored)| port(stored, at.index(index), complaints)).collect()
+}
+
+/// Checks a port of an endpoint (V-4).
+pub(super) fn port(
+    stored: v3::endpoint::EndpointPort,
+    at: At<'_>,
+    complaints: &mut Complaints,
+) -> Option<EndpointPort> {
+    let v3::endpoint::EndpointPort { name, protocol, port } = stored;
+    if !validate::is_endpoint_port_name(&name) {
+        complaints.reject(at.field("name"), format_args!("{name:?} is not the name of a port"));
     }
-    ports
+    if port == 0 {
+        complaints.reject(at.field("port"), "the port is missing or 0");
+    }
+    let number = protocol_number(&protocol);
+    if number.is_none() {
+        complaints.reject(at.field("protocol"), format_args!("protocol {protocol} where TCP, UDP or SCTP is expected"));
+    }
+    Some(EndpointPort { name: name.into(), protocol: number?, port })
 }
 
 /// V-4: a number is not accepted, even that of one of the three.

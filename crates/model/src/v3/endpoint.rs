@@ -1,4 +1,4 @@
-//! WorkloadEndpoint (datastore.md 3.1).
+//! WorkloadEndpoint and HostEndpoint (datastore.md 3.1, 3.2).
 
 use serde::Deserialize;
 
@@ -25,10 +25,26 @@ pub struct WorkloadEndpointSpec {
     #[serde(deserialize_with = "or_default")]
     pub mac: String,
     #[serde(deserialize_with = "or_default")]
-    pub ports: Vec<WorkloadPort>,
+    pub ports: Vec<EndpointPort>,
     #[serde(deserialize_with = "or_default")]
     pub allow_spoofed_source_prefixes: Vec<String>,
     pub qos_controls: Option<QosControls>,
+}
+
+/// `spec` of a host endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, remote = "Self", rename_all = "camelCase")]
+pub struct HostEndpointSpec {
+    #[serde(deserialize_with = "or_default")]
+    pub node: String,
+    #[serde(deserialize_with = "or_default")]
+    pub interface_name: String,
+    #[serde(rename = "expectedIPs", deserialize_with = "or_default")]
+    pub expected_ips: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub profiles: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub ports: Vec<EndpointPort>,
 }
 
 /// A floating IP.
@@ -41,10 +57,11 @@ pub struct IpNat {
     pub external_ip: String,
 }
 
-/// A port that the workload offers; those without a name are host ports of the CNI plugin (C-6).
+/// A port that an endpoint offers; those of workloads without a name are host ports of the CNI plugin
+/// (C-6).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, remote = "Self")]
-pub struct WorkloadPort {
+pub struct EndpointPort {
     #[serde(deserialize_with = "or_default")]
     pub name: String,
     #[serde(deserialize_with = "or_default")]
@@ -88,4 +105,4 @@ pub struct QosControls {
     pub dscp: Option<NumberOrText>,
 }
 
-objects!(WorkloadEndpointSpec, IpNat, WorkloadPort, QosControls);
+objects!(WorkloadEndpointSpec, HostEndpointSpec, IpNat, EndpointPort, QosControls);

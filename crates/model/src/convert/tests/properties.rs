@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::Protocol;
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "workloadendpoints/ns/a-b-c-d",
     "networkpolicies/ns/a",
     "globalnetworkpolicies/a",
@@ -13,6 +13,7 @@ const KEYS: [&str; 9] = [
     "profiles/a",
     "networksets/ns/a",
     "globalnetworksets/a",
+    "hostendpoints/a",
     "clusterinformations/default",
     "felixconfigurations/default",
 ];

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::endpoint::{EndpointPort, NetworkSet, QosControls, WorkloadEndpoint};
+use crate::endpoint::{EndpointPort, HostEndpoint, NetworkSet, QosControls, WorkloadEndpoint};
 
 const ENDPOINT_KEY: &str = "workloadendpoints/ns/host--1-k8s-pod-eth0";
 
@@ -213,4 +213,51 @@ fn endpoint(spec: &Value, options: Options) -> (Option<Arc<WorkloadEndpoint>>, V
 
 fn config(parameters: &[(&str, &str)]) -> Option<Arc<BTreeMap<String, String>>> {
     Some(Arc::new(parameters.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()))
+}
+
+/// The example of datastore.md 3.2.
+#[test]
+fn a_host_endpoint_is_converted_in_full() {
+    let document = json!({
+        "metadata": {"name": "compute-1-eth0", "labels": {"role": "hypervisor", "pcns.env": "own"},
+            "annotations": {"qos.projectcalico.org/dscp": "EF"}},
+        "spec": {"node": "compute-1", "interfaceName": "eth0",
+            "expectedIPs": ["192.0.2.11", "192.0.2.0/24", "2001:db8::11", "nonsense"],
+            "profiles": ["projectcalico-default-allow"],
+            "ports": [{"name": "libvirt", "protocol": "TCP", "port": 16509}]}});
+    let Converted { updates, complaints } = converted("hostendpoints/compute-1-eth0", &document);
+    let wanted = HostEndpoint {
+        host: "compute-1".into(),
+        interface: "eth0".into(),
+        expected_v4: vec!["192.0.2.11".parse().unwrap()],
+        expected_v6: vec!["2001:db8::11".parse().unwrap()],
+        profiles: vec!["projectcalico-default-allow".into()],
+        labels: [("role", "hypervisor"), ("pcns.env", "own")].into_iter().collect(),
+        ports: vec![EndpointPort { name: "libvirt".into(), protocol: 6, port: 16509 }],
+        dscp: Some(46),
+    };
+    assert_eq!(updates, [Update::HostEndpoint("compute-1-eth0".into(), Some(Arc::new(wanted)))]);
+    assert_eq!(fields(&complaints), ["spec.expectedIPs[1]", "spec.expectedIPs[3]"]);
+}
+
+#[test]
+fn a_host_endpoint_without_a_node_is_absent_and_a_bad_dscp_is_ignored() {
+    let Converted { updates, complaints } = converted("hostendpoints/e", &json!({"spec": {"interfaceName": "eth0"}}));
+    assert_eq!(updates, [Update::HostEndpoint("e".into(), None)]);
+    assert_eq!(fields(&complaints), ["spec.node"]);
+
+    let document = json!({"metadata": {"annotations": {"qos.projectcalico.org/dscp": "fast"}}, "spec": {"node": "h", "ports": null}});
+    let Converted { updates, complaints } = converted("hostendpoints/e", &document);
+    let wanted = HostEndpoint { host: "h".into(), ..HostEndpoint::default() };
+    assert_eq!(updates, [Update::HostEndpoint("e".into(), Some(Arc::new(wanted)))]);
+    assert_eq!(fields(&complaints), ["metadata.annotations"]);
+}
+
+/// C-11: the record of another host is the same record, so that nothing has to be remembered.
+#[test]
+fn a_host_endpoint_that_moves_replaces_itself() {
+    let of = |node: &str| converted("hostendpoints/e", &json!({"spec": {"node": node, "interfaceName": "*"}})).updates;
+    let [first, second] = ["h1", "h2"].map(of);
+    assert_ne!(first, second);
+    assert_eq!(first[0].key(), second[0].key());
 }
