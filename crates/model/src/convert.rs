@@ -20,6 +20,9 @@
 //! | ICMP type that the protocol or family cannot have (H-5) | rule left out | rule without the ICMP match |
 //! | `services` without a name | rule left out | rule without this match |
 //!
+//! The labels of a profile need a whole resource that is valid by the API's own, stricter rules (V-20, V-22); the
+//! rules of the profile do not (H-8).
+//!
 //! A policy is rejected, beyond what the reference rejects, for an unknown action (H-3), for namespace and
 //! service-account selectors that do not parse (H-2), and if its own selector parses only together with
 //! the text around it: `a == 'b') || (c == 'd'` would escape from the restriction to a namespace.
@@ -33,6 +36,7 @@ mod endpoint;
 mod hostendpoint;
 mod networkset;
 mod policy;
+mod profile;
 mod rule;
 mod selectors;
 
@@ -99,14 +103,13 @@ pub fn convert(key: &ResourceKey, value: Option<&[u8]>, options: &Options) -> Co
             Vec::new()
         }
         ResourceKey::Profile(name) => {
-            let (mut labels, mut rules) = (None, None);
-            if let Some(resource) = read(value, &mut complaints) {
-                rules = policy::convert_profile(&resource.spec, &mut complaints).map(Arc::new);
-                labels = Some(labels_of(resource.spec.labels_to_apply))
-                    .filter(|labels: &Labels| !labels.is_empty())
-                    .map(Arc::new);
-            }
-            vec![Update::ProfileLabels(name.clone(), labels), Update::ProfileRules(name.clone(), rules)]
+            let resource = read(value, &mut complaints);
+            let (labels, rules) =
+                resource.map(|resource| profile::convert(resource, &mut complaints)).unwrap_or_default();
+            vec![
+                Update::ProfileLabels(name.clone(), labels.map(Arc::new)),
+                Update::ProfileRules(name.clone(), rules.map(Arc::new)),
+            ]
         }
         ResourceKey::NetworkSet { namespace, name } => {
             let set = read(value, &mut complaints)

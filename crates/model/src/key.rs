@@ -192,6 +192,9 @@ impl fmt::Display for WorkloadEndpointKey {
 pub const RESOURCES: &str = "/calico/resources/v3/projectcalico.org/";
 
 /// Key of a stored v3 resource that the agent reads; every other key is none of its business.
+///
+/// Of the kinds of datastore.md 1.1 there are no staged policies, which decide nothing (C-25), and not yet
+/// Node, `IPPool`, BGP resources and blocks. So the checks of Nodes (V-21) come with Nodes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceKey {
     WorkloadEndpoint {

@@ -23,6 +23,8 @@ pub enum Effect {
     RuleLeftOut,
     /// A deny rule lacks a match and denies more than is written.
     RuleWidened,
+    /// Nobody inherits the labels of a profile; its rules apply (H-8).
+    LabelsIgnored,
     /// A part is not there, without effect on the rest.
     PartIgnored,
 }
@@ -33,6 +35,7 @@ impl fmt::Display for Effect {
             Self::Rejected => "treated as absent",
             Self::RuleLeftOut => "rule left out",
             Self::RuleWidened => "rule denies more than written",
+            Self::LabelsIgnored => "labels of the profile are not inherited",
             Self::PartIgnored => "ignored",
         })
     }

@@ -1,13 +1,12 @@
-//! Policies and the rules of profiles (datastore.md C-20 to C-27, C-34, V-7).
+//! Policies (datastore.md C-20 to C-27, V-7).
 
 use super::complaint::{At, Complaints, Effect};
 use super::rule::Rules;
 use super::selectors::Selectors;
 use crate::key::{PolicyKey, PolicyKind};
 use crate::policy::Policy;
-use crate::profile::ProfileRules;
 use crate::v3::policy::PolicySpec;
-use crate::v3::{Meta, ProfileSpec, Resource};
+use crate::v3::{Meta, Resource};
 
 const DEFAULT_TIER: &str = "default";
 
@@ -53,17 +52,6 @@ pub(super) fn convert(resource: Resource<PolicySpec>, key: &PolicyKey, complaint
         inbound,
         outbound,
     })
-}
-
-/// Converts the rules of a profile; `None` if one of them is invalid, which makes endpoints with this
-/// profile drop. Labels travel separately and are not affected (H-8).
-pub(super) fn convert_profile(spec: &ProfileSpec, complaints: &mut Complaints) -> Option<ProfileRules> {
-    let root = At::root();
-    let at = root.field("spec");
-    let mut rules = Rules::new("", Selectors::default());
-    let inbound = rules.convert(&spec.ingress, at.field("ingress"), complaints);
-    let outbound = rules.convert(&spec.egress, at.field("egress"), complaints);
-    complaints.unless_rejected(ProfileRules { inbound, outbound })
 }
 
 /// H-4: the namespace of the key counts. Rejects a namespace that cannot stand between quotes.

@@ -5,13 +5,17 @@ mod policies;
 mod properties;
 mod resources;
 mod rules;
+mod validation;
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::*;
+use crate::endpoint::WorkloadEndpoint;
 use crate::policy::{EntityMatch, Policy, Rule};
+
+const ENDPOINT_KEY: &str = "workloadendpoints/ns/host--1-k8s-pod-eth0";
 
 /// Spoofing is not allowed.
 const STRICT: Options = Options { allow_spoofing: false };
@@ -43,6 +47,13 @@ fn rule(rule: &Value) -> (Option<Rule>, Vec<(String, Effect)>) {
     let (policy, complaints) = global(&json!({"ingress": [rule]}));
     let complaints = complaints.into_iter().map(|complaint| (complaint.field, complaint.effect)).collect();
     (policy.and_then(|policy| policy.inbound.first().cloned()), complaints)
+}
+
+fn endpoint(spec: &Value, options: Options) -> (Option<Arc<WorkloadEndpoint>>, Vec<Complaint>) {
+    let key = ResourceKey::parse(format!("{}{ENDPOINT_KEY}", crate::key::RESOURCES).as_bytes()).unwrap();
+    let Converted { updates, complaints } = convert(&key, Some(json!({"spec": spec}).to_string().as_bytes()), &options);
+    let [Update::WorkloadEndpoint(_, endpoint)] = updates.as_slice() else { panic!("{updates:?}") };
+    (endpoint.clone(), complaints)
 }
 
 fn fields(complaints: &[Complaint]) -> Vec<&str> {

@@ -70,28 +70,6 @@ fn selectors_of_rules_are_those_of_the_vectors() {
 }
 
 #[test]
-fn a_policy_whose_selectors_do_not_parse_is_absent() {
-    let rule = |entity: Value| json!({"ingress": [{"action": "Allow"}, {"action": "Allow", "source": entity}]});
-    for (spec, field) in [
-        (json!({"selector": "a = 'b'"}), "spec.selector"),
-        (json!({"selector": "a == 'b'\n"}), "spec.selector"),
-        (json!({"selector": "  "}), "spec.selector"),
-        (json!({"serviceAccountSelector": "no"}), "spec.serviceAccountSelector"),
-        (rule(json!({"selector": "no"})), "spec.ingress[1].source.selector"),
-        (rule(json!({"selector": " "})), "spec.ingress[1].source.selector"),
-        (rule(json!({"notSelector": "no"})), "spec.ingress[1].source.notSelector"),
-        (rule(json!({"namespaceSelector": "no"})), "spec.ingress[1].source.namespaceSelector"),
-        (rule(json!({"serviceAccounts": {"selector": "no"}})), "spec.ingress[1].source.serviceAccounts.selector"),
-        (rule(json!({"serviceAccounts": {"names": ["it's"]}})), "spec.ingress[1].source.serviceAccounts.names"),
-    ] {
-        let (policy, complaints) = namespaced(&spec);
-        assert_eq!(policy, None, "{spec}");
-        assert_eq!(fields(&complaints), [field], "{spec}");
-        assert_eq!(complaints[0].effect, Effect::Rejected);
-    }
-}
-
-#[test]
 fn no_text_escapes_from_the_namespace() {
     for spec in [
         json!({"selector": "a == 'b') || (c == 'd'"}),
@@ -150,13 +128,6 @@ fn the_other_fields_are_carried() {
 
     let policy = namespaced(&json!({})).0.unwrap();
     assert_eq!((&*policy.tier, policy.order, policy.always_needed), ("default", None, false));
-}
-
-#[test]
-fn performance_hints_are_known_and_not_repeated() {
-    for hints in [json!(["Hurry"]), json!(["AssumeNeededOnEveryNode", "AssumeNeededOnEveryNode"])] {
-        assert_eq!(namespaced(&json!({"performanceHints": hints})).0, None);
-    }
 }
 
 #[test]
