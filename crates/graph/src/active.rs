@@ -1,6 +1,6 @@
 //! Which policies are active on this host (policy.md A-2).
 //!
-//! Input: policies with the number of their selector, and matches of local endpoints (from `selectors`).
+//! Input: records of policies with the number of their selector, and matches of local endpoints (from `selectors`).
 //! Output: [`ActiveDelta`], consumed by `references` and `order`; and the selectors whose list of
 //! policies looks different to an endpoint, consumed by `endpoints`.
 //!
@@ -8,184 +8,251 @@
 //! Per policy the output alternates `Activated`/`Deactivated`; a `Changed` only appears between the
 //! two, and only with a value that differs.
 
-use std::sync::Arc;
+use model::{Name, PolicyKey};
 
-use model::{Policy, PolicyKey};
-
-use crate::kit::{Column, Interner};
+use crate::kit::{Column, Groups};
+use crate::names::Names;
+use crate::policies::PolicyKeys;
+use crate::records::{Outline, Records};
 use crate::selectors::MatchDelta;
 
-/// What an active policy is, was, or no longer is. `id` is its number while it is stored.
+/// What an active policy is, was, or no longer is. `id` is its number while it is stored; `record` is
+/// where its rules are, until the next update.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ActiveDelta {
-    Activated { id: u32, key: PolicyKey, policy: Arc<Policy> },
-    Changed { id: u32, key: PolicyKey, old: Arc<Policy>, policy: Arc<Policy> },
-    Deactivated { id: u32, key: PolicyKey },
+    Activated {
+        id: u32,
+        record: u32,
+        listed: Listed,
+    },
+    /// `same_program`: nothing changed that concerns more than the endpoints.
+    Changed {
+        id: u32,
+        record: u32,
+        listed: Listed,
+        old_tier: Name,
+        same_program: bool,
+    },
+    Deactivated {
+        id: u32,
+        listed: Listed,
+    },
+}
+
+/// An active policy as it is listed for endpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Listed {
+    pub(crate) key: PolicyKey,
+    pub(crate) outline: Outline,
 }
 
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub(crate) struct ActivePolicies {
-    keys: Interner<PolicyKey>,
-    policies: Column<Option<Stored>>,
-    by_selector: Column<Users>,
-    active: u32,
+    keys: PolicyKeys,
+    stored: Column<Option<Stored>>,
+    /// The policies that use a selector.
+    by_selector: Groups,
+    /// By selector: how many classes of local endpoints match.
+    classes: Column<u32>,
+    /// The active ones, in the order of their places.
+    listed: Vec<Option<Listed>>,
+    free: Vec<u32>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Stored {
-    policy: Arc<Policy>,
+    record: u32,
     selector: u32,
-    active: bool,
+    /// Place in the list of active policies, if it is one.
+    place: Place,
 }
 
-/// Who uses a selector, and whether it matches anybody.
-#[derive(Debug, Default)]
-struct Users {
-    policies: Vec<u32>,
-    /// How many classes of local endpoints match.
-    classes: u32,
+/// A number that is smaller than the largest, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place(u32);
+
+impl Place {
+    const NONE: Self = Self(u32::MAX);
 }
 
 impl ActivePolicies {
-    /// The stored value, for early cut-off.
-    pub(crate) fn get(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
-        self.stored(self.keys.find(key)?).map(|stored| &stored.policy)
+    /// The record of a policy that is stored, for early cut-off.
+    pub(crate) fn record(&self, names: &Names, records: &Records, key: &PolicyKey) -> Option<u32> {
+        self.stored(self.keys.find(names, records.bytes(), key)?).map(|stored| stored.record)
     }
 
     fn stored(&self, id: u32) -> Option<&Stored> {
-        self.policies.get(id)?.as_ref()
+        self.stored.get(id)?.as_ref()
     }
 
-    /// Stores a policy under the number of its selector, whose matches this stage has already been told.
-    /// Returns the number of the selector that the policy had before; the caller gives that use up
-    /// afterwards, so that a policy that is matched before and after stays active throughout.
+    /// Stores a policy: its record and the number of its selector, whose matches this stage has already
+    /// been told. Returns the number of the selector that the policy had before; the caller gives that
+    /// use up afterwards, so that a policy that is matched before and after stays active throughout.
     pub(crate) fn on_policy(
         &mut self,
+        (names, records): (&mut Names, &mut Records),
         key: &PolicyKey,
-        value: Option<(Arc<Policy>, u32)>,
+        value: Option<(u32, u32)>,
         out: &mut Vec<ActiveDelta>,
         relisted: &mut Vec<u32>,
     ) -> Option<u32> {
-        let (id, new) = self.keys.acquire_ref(key, Clone::clone);
-        if !new {
-            // A stored policy holds exactly one use of its number.
-            self.keys.release(id);
+        let id = match value {
+            Some(_) => self.keys.insert(names, records.bytes_mut(), key),
+            None => self.keys.find(names, records.bytes(), key)?,
+        };
+        let old = self.stored.take(id);
+        let old_listed = old.and_then(|old| self.unlist(old.place));
+        if let Some(old) = old {
+            self.by_selector.leave(old.selector, id);
         }
-        let old = self.policies.take(id);
-        if let Some(old) = &old {
-            self.by_selector.slot(old.selector).policies.retain(|policy| *policy != id);
-        }
-        let is_active = value
-            .as_ref()
-            .is_some_and(|(policy, selector)| policy.always_needed || self.by_selector.slot(*selector).classes > 0);
+        let listed = value.and_then(|(record, selector)| {
+            let is_active = records.is_always_needed(record) || self.classes.get(selector).is_some_and(|n| *n > 0);
+            let outline = is_active.then(|| records.outline(names, record, self.like(selector)));
+            Some(Listed { key: key.clone(), outline: outline?? })
+        });
 
-        let as_seen = |policy: &Policy| (policy.tier.clone(), policy.original_selector.clone(), flags(policy));
-        let same_list = match (&old, &value) {
-            (Some(old), Some((policy, selector))) => {
-                old.selector == *selector
-                    && as_seen(&old.policy) == as_seen(policy)
-                    && old.policy.order.map(f64::to_bits) == policy.order.map(f64::to_bits)
+        let same_list = match (old, value) {
+            (Some(old), Some((record, selector))) => {
+                old.selector == selector && records.have_equal_outlines(old.record, record)
             }
             (None, Some(_)) | (Some(_), None) | (None, None) => false,
         };
         if !same_list {
-            relisted.extend(old.as_ref().map(|old| old.selector));
-            relisted.extend(value.as_ref().map(|(_, selector)| *selector));
+            relisted.extend(old.map(|old| old.selector));
+            relisted.extend(value.map(|(_, selector)| selector));
         }
 
-        let was_active = old.as_ref().is_some_and(|old| old.active);
-        self.active = self.active + u32::from(is_active) - u32::from(was_active);
-        match (&old, &value) {
-            (Some(old), Some((policy, _))) if was_active && is_active => {
-                out.push(ActiveDelta::Changed {
-                    id,
-                    key: key.clone(),
-                    old: Arc::clone(&old.policy),
-                    policy: Arc::clone(policy),
-                });
+        match (value, old_listed, &listed) {
+            (Some((record, _)), Some(old_listed), Some(listed)) => out.push(ActiveDelta::Changed {
+                id,
+                record,
+                listed: listed.clone(),
+                old_tier: old_listed.outline.tier,
+                same_program: old.is_some_and(|old| records.have_equal_programs(old.record, record)),
+            }),
+            (Some((record, _)), None, Some(listed)) => {
+                out.push(ActiveDelta::Activated { id, record, listed: listed.clone() });
             }
-            (_, Some((policy, _))) if is_active => {
-                out.push(ActiveDelta::Activated { id, key: key.clone(), policy: Arc::clone(policy) });
-            }
-            (_, _) if was_active => out.push(ActiveDelta::Deactivated { id, key: key.clone() }),
-            (_, _) => (),
+            (_, Some(listed), None) => out.push(ActiveDelta::Deactivated { id, listed }),
+            (_, None, None) | (None, _, Some(_)) => (),
         }
 
-        match value {
-            Some((policy, selector)) => {
-                self.by_selector.slot(selector).policies.push(id);
-                self.policies.replace(id, Some(Stored { policy, selector, active: is_active }));
-            }
-            None => drop(self.keys.release(id)),
+        if let Some((record, selector)) = value {
+            let place = listed.map_or(Place::NONE, |listed| self.list(listed));
+            self.by_selector.join(selector, id);
+            self.stored.replace(id, Some(Stored { record, selector, place }));
+        } else {
+            self.keys.remove(names, records.bytes_mut(), id);
+        }
+        if let Some(old) = old {
+            records.discard_policy(names, old.record);
         }
         if self.keys.is_empty() {
-            self.policies = Column::default();
+            self.stored = Column::default();
+            self.by_selector = Groups::default();
+            (self.listed, self.free) = Default::default();
         }
         old.map(|old| old.selector)
     }
 
-    pub(crate) fn on_match(&mut self, delta: MatchDelta, out: &mut Vec<ActiveDelta>) {
+    pub(crate) fn on_match(
+        &mut self,
+        (names, records): (&Names, &Records),
+        delta: MatchDelta,
+        out: &mut Vec<ActiveDelta>,
+    ) {
         let (selector, started) = match delta {
             MatchDelta::Started { selector, .. } => (selector, true),
             MatchDelta::Stopped { selector, .. } => (selector, false),
         };
-        let users = self.by_selector.slot(selector);
+        let classes = self.classes.slot(selector);
         let edge = if started {
-            users.classes += 1;
-            users.classes == 1
+            *classes += 1;
+            *classes == 1
         } else {
-            debug_assert!(users.classes > 0, "a selector stopped matching a class that it did not match");
-            users.classes = users.classes.saturating_sub(1);
-            users.classes == 0
+            debug_assert!(*classes > 0, "a selector stopped matching a class that it did not match");
+            *classes = classes.saturating_sub(1);
+            *classes == 0
         };
         if !edge {
             return;
         }
-        for id in &users.policies {
-            let Some((key, Some(stored))) = self.keys.get(*id).zip(self.policies.get_mut(*id)) else { continue };
-            let is_active = started || stored.policy.always_needed;
-            if is_active == stored.active {
+        let mut next = self.by_selector.first(selector);
+        while let Some(id) = next {
+            next = self.by_selector.after(id);
+            let Some(stored) = self.stored(id).copied() else { continue };
+            let is_active = started || records.is_always_needed(stored.record);
+            if is_active == (stored.place != Place::NONE) {
                 continue;
             }
-            stored.active = is_active;
-            let (id, key) = (*id, key.clone());
-            if is_active {
-                self.active += 1;
-                out.push(ActiveDelta::Activated { id, key, policy: Arc::clone(&stored.policy) });
+            let place = if is_active {
+                let outline = records.outline(names, stored.record, self.like(selector));
+                let Some((key, outline)) = self.keys.get(names, records.bytes(), id).zip(outline) else { continue };
+                let listed = Listed { key, outline };
+                out.push(ActiveDelta::Activated { id, record: stored.record, listed: listed.clone() });
+                self.list(listed)
             } else {
-                self.active -= 1;
-                out.push(ActiveDelta::Deactivated { id, key });
-            }
+                out.extend(self.unlist(stored.place).map(|listed| ActiveDelta::Deactivated { id, listed }));
+                Place::NONE
+            };
+            self.stored.replace(id, Some(Stored { place, ..stored }));
         }
     }
 
-    /// The policies that have this selector.
-    pub(crate) fn with_selector(&self, selector: u32) -> impl Iterator<Item = (&PolicyKey, &Policy)> {
-        let users = self.by_selector.get(selector).into_iter().flat_map(|users| &users.policies);
-        users.filter_map(|id| Some((self.keys.get(*id)?, self.stored(*id)?.policy.as_ref())))
+    /// An active policy of this selector, to share text with. Whichever it is, the text is the same.
+    fn like(&self, selector: u32) -> Option<(u32, &Outline)> {
+        let stored = self.stored(self.by_selector.first(selector)?)?;
+        Some((stored.record, &self.listed_at(stored.place)?.outline))
+    }
+
+    fn listed_at(&self, place: Place) -> Option<&Listed> {
+        self.listed.get(place.0 as usize)?.as_ref()
+    }
+
+    fn list(&mut self, listed: Listed) -> Place {
+        let place = self.free.pop().unwrap_or(self.listed.len() as u32);
+        match self.listed.get_mut(place as usize) {
+            Some(slot) => *slot = Some(listed),
+            None => self.listed.push(Some(listed)),
+        }
+        Place(place)
+    }
+
+    fn unlist(&mut self, place: Place) -> Option<Listed> {
+        let listed = self.listed.get_mut(place.0 as usize)?.take();
+        self.free.push(place.0);
+        if self.free.len() == self.listed.len() {
+            (self.listed, self.free) = Default::default();
+        }
+        listed
+    }
+
+    /// The active policies that have this selector.
+    pub(crate) fn with_selector(&self, selector: u32) -> impl Iterator<Item = (&PolicyKey, &Outline)> {
+        let listed = self.by_selector.items(selector).filter_map(|id| self.listed_at(self.stored(id)?.place));
+        listed.map(|Listed { key, outline }| (key, outline))
     }
 
     pub(crate) fn selector_of(&self, id: u32) -> Option<u32> {
         self.stored(id).map(|stored| stored.selector)
     }
 
-    pub(crate) fn active(&self) -> u32 {
-        self.active
+    /// How many policies are active.
+    pub(crate) fn active(&self) -> usize {
+        self.listed.len() - self.free.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.active == 0
+        self.keys.is_empty() && self.active() == 0
     }
-}
-
-/// What decides in which lists of an endpoint a policy appears (T-9).
-fn flags(policy: &Policy) -> [bool; 4] {
-    [policy.ingress, policy.egress, policy.do_not_track, policy.pre_dnat]
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use model::Policy;
     use testkit::build;
 
     use super::*;
@@ -207,7 +274,7 @@ mod tests {
             ("policy web 1 order=1", "relist 1"),
             ("policy web 1 order=2", "relist 1 1"),
             ("match 1 7", "Activated np/ns/web"),
-            ("policy web 1 order=3", "Changed np/ns/web, relist 1 1"),
+            ("policy web 1 order=3", "Relisted np/ns/web, relist 1 1"),
             ("delete web", "Deactivated np/ns/web, relist 1"),
             ("unmatch 1 7", ""),
         ]);
@@ -228,7 +295,7 @@ mod tests {
             ("match 1 7", ""),
             ("policy web 1", "Activated np/ns/web, relist 1"),
             ("policy web 1 rule", "Changed np/ns/web"),
-            ("policy web 1 rule egress=no", "Changed np/ns/web, relist 1 1"),
+            ("policy web 1 rule egress=no", "Relisted np/ns/web, relist 1 1"),
         ]);
     }
 
@@ -238,7 +305,7 @@ mod tests {
             ("match 1 7", ""),
             ("match 2 7", ""),
             ("policy web 1", "Activated np/ns/web, relist 1"),
-            ("policy web 2", "Changed np/ns/web, relist 1 2"),
+            ("policy web 2", "Relisted np/ns/web, relist 1 2"),
             ("policy web 3", "Deactivated np/ns/web, relist 2 3"),
         ]);
     }
@@ -257,33 +324,41 @@ mod tests {
     #[track_caller]
     fn check(script: &[(&str, &str)]) {
         let mut stage = ActivePolicies::default();
+        let (mut names, mut records) = (Names::default(), Records::default());
         for (step, expected) in script {
             let (mut out, mut relisted) = (Vec::new(), Vec::new());
             let number = |text: &str| text.parse::<u32>().unwrap();
             match step.split(' ').collect::<Vec<_>>()[..] {
                 ["policy", name, selector, ref options @ ..] => {
                     let (key, policy) = policy(name, options);
-                    stage.on_policy(&key, Some((policy, number(selector))), &mut out, &mut relisted);
+                    let record = records.store_policy(&mut names, &policy);
+                    let value = Some((record, number(selector)));
+                    stage.on_policy((&mut names, &mut records), &key, value, &mut out, &mut relisted);
+                    let stored = stage.record(&names, &records, &key).unwrap();
+                    assert!(records.are_equal(stored, record));
                 }
                 ["delete", name] => {
-                    stage.on_policy(&policy(name, &[]).0, None, &mut out, &mut relisted);
+                    let key = policy(name, &[]).0;
+                    stage.on_policy((&mut names, &mut records), &key, None, &mut out, &mut relisted);
+                    assert_eq!(stage.record(&names, &records, &key), None);
                 }
                 ["match", selector, class] => {
                     let delta = MatchDelta::Started { selector: number(selector), class: number(class) };
-                    stage.on_match(delta, &mut out);
+                    stage.on_match((&names, &records), delta, &mut out);
                 }
                 ["unmatch", selector, class] => {
                     let delta = MatchDelta::Stopped { selector: number(selector), class: number(class) };
-                    stage.on_match(delta, &mut out);
+                    stage.on_match((&names, &records), delta, &mut out);
                 }
                 ref other => panic!("step {other:?}"),
             }
             let mut got: Vec<String> = Vec::new();
             for delta in out {
                 got.push(match delta {
-                    ActiveDelta::Activated { key, .. } => format!("Activated {key}"),
-                    ActiveDelta::Changed { key, .. } => format!("Changed {key}"),
-                    ActiveDelta::Deactivated { key, .. } => format!("Deactivated {key}"),
+                    ActiveDelta::Activated { listed, .. } => format!("Activated {}", listed.key),
+                    ActiveDelta::Changed { listed, same_program: false, .. } => format!("Changed {}", listed.key),
+                    ActiveDelta::Changed { listed, same_program: true, .. } => format!("Relisted {}", listed.key),
+                    ActiveDelta::Deactivated { listed, .. } => format!("Deactivated {}", listed.key),
                 });
             }
             if !relisted.is_empty() {
@@ -292,6 +367,11 @@ mod tests {
             }
             assert_eq!(got.join(", "), *expected, "step {step:?} of {script:?}");
         }
+        for name in ["web", "db"] {
+            let key = policy(name, &[]).0;
+            stage.on_policy((&mut names, &mut records), &key, None, &mut Vec::new(), &mut Vec::new());
+        }
+        assert!(stage.is_empty() && records.is_empty() && names.is_empty());
     }
 
     fn policy(name: &str, options: &[&str]) -> (PolicyKey, Arc<Policy>) {

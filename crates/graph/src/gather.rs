@@ -14,7 +14,7 @@ use model::{LinkState, Name, PolicyKey, SetId};
 
 use crate::batch::{Batch, MemberDelta as NetDelta, PolicyProgram, ProfileProgram, SetMember};
 use crate::index::MemberIndex;
-use crate::kit::{IdMap, Pending, ValueMap};
+use crate::kit::{IdMap, Pending, PendingById, ValueMap};
 use crate::members::MemberChange;
 
 /// See the [module documentation](self).
@@ -23,7 +23,7 @@ pub(crate) struct Gather {
     seq: u64,
     links: Pending<Name, LinkState>,
     link_states: BTreeMap<Name, LinkState>,
-    policies: Pending<PolicyKey, Arc<PolicyProgram>>,
+    policies: PendingById<PolicyKey, Arc<PolicyProgram>>,
     profiles: Pending<Name, Arc<ProfileProgram>>,
     created: BTreeMap<SetId, Created>,
     removed: BTreeSet<SetId>,
@@ -52,10 +52,11 @@ impl Gather {
         }
     }
 
-    pub(crate) fn on_policy(&mut self, key: PolicyKey, program: Option<Arc<PolicyProgram>>) {
+    /// `id`: the number that the policy has, or had until just now.
+    pub(crate) fn on_policy(&mut self, id: u32, key: PolicyKey, program: Option<Arc<PolicyProgram>>) {
         match program {
-            Some(program) => self.policies.set(key, program),
-            None => self.policies.remove(key),
+            Some(program) => self.policies.set(id, key, program),
+            None => self.policies.remove(id, key),
         }
     }
 

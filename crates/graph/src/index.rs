@@ -179,6 +179,11 @@ impl MemberIndex {
         (&mut self.names, &self.inherited)
     }
 
+    /// Names, to look at.
+    pub(crate) fn known_names(&self) -> &Names {
+        &self.names
+    }
+
     /// How many endpoints and network sets there are.
     pub fn objects(&self) -> usize {
         self.members.objects()

@@ -3,7 +3,6 @@
 //! They know nothing of networks. Hash maps appear in them for look-up only; whatever is iterated is
 //! ordered, or its order cannot reach the output.
 
-#[allow(dead_code, reason = "its users follow")]
 mod bytes;
 mod column;
 mod counted;
@@ -12,14 +11,13 @@ mod intern;
 mod links;
 mod pending;
 
-#[allow(unused_imports, reason = "its users follow")]
 pub(crate) use bytes::Bytes;
 pub(crate) use column::Column;
 pub(crate) use counted::Counted;
 pub(crate) use groups::Groups;
 pub(crate) use intern::Interner;
 pub(crate) use links::Links;
-pub(crate) use pending::Pending;
+pub(crate) use pending::{Pending, PendingById};
 
 /// Hash of values that come from outside: seeded anew in every process.
 pub(crate) type Seed = foldhash::fast::RandomState;

@@ -11,6 +11,9 @@
 //!    +--> selectors (rules), network sets -------------------------------------+
 //! ```
 //!
+//! `active` and `profiles` keep their values in `records`, in which a policy that is not active is a few
+//! dozen bytes.
+//!
 //! Every stage is a struct with its own state that turns typed input into deltas and calls nobody;
 //! [`Graph::apply`] is the wiring and reads down the page.
 //!
@@ -32,7 +35,9 @@ mod local;
 mod members;
 mod names;
 mod order;
+mod policies;
 mod profiles;
+mod records;
 mod references;
 mod selectors;
 
@@ -56,6 +61,7 @@ use hosts::{HostDelta, Hosts};
 use local::{LocalDelta, LocalEndpoints};
 use order::Order;
 use profiles::{ActiveProfiles, ProfileDelta};
+use records::Records;
 use references::{RefDelta, References};
 use selectors::{MatchDelta, Selectors};
 
@@ -64,6 +70,8 @@ use selectors::{MatchDelta, Selectors};
 pub struct Graph {
     local: LocalEndpoints,
     policy_selectors: Selectors,
+    /// Where `active` and `profiles` keep their values.
+    records: Records,
     active: ActivePolicies,
     profiles: ActiveProfiles,
     order: Order,
@@ -95,6 +103,7 @@ impl Graph {
         Self {
             local: LocalEndpoints::new(Name::clone(&host)),
             policy_selectors: Selectors::default(),
+            records: Records::default(),
             active: ActivePolicies::default(),
             profiles: ActiveProfiles::default(),
             order: Order::default(),
@@ -115,10 +124,12 @@ impl Graph {
         // The update enters the stages that keep its value.
         match update {
             Update::WorkloadEndpoint(key, value) => self.on_endpoint(&key, value.as_ref()),
-            Update::Policy(key, value) => self.on_policy(&key, value),
+            Update::Policy(key, value) => self.on_policy(&key, value.as_deref()),
             Update::Tier(name, value) => self.order.on_tier(&name, value, &mut self.scratch.retiered),
             Update::ProfileRules(name, value) => {
-                self.profiles.on_rules(&name, value.as_ref(), &mut self.scratch.profiles);
+                let (names, _) = self.index.names();
+                let store = (names, &mut self.records);
+                self.profiles.on_rules(store, &name, value.as_ref(), &mut self.scratch.profiles);
             }
             Update::ProfileLabels(name, value) => self.on_profile_labels(&name, value.as_deref()),
             Update::NetworkSet(name, value) => self.index.on_network_set(&name, value.as_deref()),
@@ -128,6 +139,7 @@ impl Graph {
         }
         let scratch = &mut self.scratch;
         let flow = &mut self.flow;
+        let records = &self.records;
 
         // members -> gather. Before any set goes below: its number may be given to another.
         for change in self.index.changes() {
@@ -139,7 +151,8 @@ impl Graph {
         flow.local_matches += scratch.local_matches.len() as u64;
         for delta in scratch.local_matches.drain(..) {
             let (MatchDelta::Started { class, .. } | MatchDelta::Stopped { class, .. }) = delta;
-            self.active.on_match(delta, &mut scratch.active);
+            let (names, _) = self.index.names();
+            self.active.on_match((names, records), delta, &mut scratch.active);
             self.endpoints.on_class(class);
             self.hosts.on_class(class);
         }
@@ -161,7 +174,8 @@ impl Graph {
         flow.active += scratch.active.len() as u64;
         for delta in scratch.active.drain(..) {
             self.order.on_active(&delta);
-            self.references.on_active(delta, &mut scratch.references);
+            let (names, _) = self.index.names();
+            self.references.on_active((names, records), delta, &mut scratch.references);
         }
         flow.profiles += scratch.profiles.len() as u64;
         for delta in scratch.profiles.drain(..) {
@@ -176,7 +190,7 @@ impl Graph {
                     self.gather.on_needed(set, id.clone());
                     self.index.need_source(set, id, source);
                 }
-                RefDelta::Policy(key, program) => self.gather.on_policy(key, program),
+                RefDelta::Policy(id, key, program) => self.gather.on_policy(id, key, program),
                 RefDelta::Profile(name, program) => self.gather.on_profile(name, program),
                 RefDelta::Unneeded { set, id } => {
                     self.gather.on_unneeded(set, id, self.index.is_announced(set));
@@ -201,7 +215,8 @@ impl Graph {
             let profiles = |value: &Option<Arc<WorkloadEndpoint>>| -> Vec<Name> {
                 value.as_ref().map(|value| value.profiles.clone()).unwrap_or_default()
             };
-            self.profiles.on_list(&profiles(&delta.old), &profiles(&delta.new), &mut scratch.profiles);
+            let (old, new) = (profiles(&delta.old), profiles(&delta.new));
+            self.profiles.on_list((names, &self.records), &old, &new, &mut scratch.profiles);
             if let Some(old) = self.endpoints.on_local(delta, class) {
                 self.policy_selectors.leave(names, inherited, old, &mut scratch.local_matches);
             }
@@ -218,7 +233,8 @@ impl Graph {
             let profiles = |value: &Option<Arc<HostEndpoint>>| -> Vec<Name> {
                 value.as_ref().map(|value| value.profiles.clone()).unwrap_or_default()
             };
-            self.profiles.on_list(&profiles(&old), &profiles(&new), &mut scratch.profiles);
+            let (old_list, new_list) = (profiles(&old), profiles(&new));
+            self.profiles.on_list((names, &self.records), &old_list, &new_list, &mut scratch.profiles);
             // The new class before the old one, so that what stays matched stays active.
             let new = new.map(|new| {
                 let matches = &mut scratch.local_matches;
@@ -232,26 +248,35 @@ impl Graph {
         self.index.on_host_endpoint(name, value.map(Arc::as_ref));
     }
 
-    /// policies -> selectors (policies), active.
-    fn on_policy(&mut self, key: &PolicyKey, value: Option<Arc<Policy>>) {
-        if self.active.get(key) == value.as_ref() {
-            return;
-        }
+    /// policies -> records, selectors (policies), active.
+    fn on_policy(&mut self, key: &PolicyKey, value: Option<&Policy>) {
         let Scratch { local_matches, active, relisted, .. } = &mut self.scratch;
+        let records = &mut self.records;
         let (names, inherited) = self.index.names();
-        let value = value.map(|policy| {
-            let (selector, _) = self.policy_selectors.register(names, inherited, &policy.selector, local_matches);
-            (policy, selector)
+        let old = self.active.record(names, records, key);
+        let new = value.map(|policy| records.store_policy(names, policy));
+        match (old, new) {
+            (None, None) => return,
+            (Some(old), Some(new)) if records.are_equal(old, new) => {
+                records.discard_policy(names, new);
+                return;
+            }
+            (_, _) => (),
+        }
+        let value = new.and_then(|record| {
+            let selector = records.selector(record)?;
+            let (selector, _) = self.policy_selectors.register(names, inherited, selector, local_matches);
+            Some((record, selector))
         });
         // The stage must know the matches of the new selector before it is given the policy.
         self.flow.local_matches += local_matches.len() as u64;
         for delta in local_matches.drain(..) {
             let (MatchDelta::Started { class, .. } | MatchDelta::Stopped { class, .. }) = delta;
-            self.active.on_match(delta, active);
+            self.active.on_match((names, records), delta, active);
             self.endpoints.on_class(class);
             self.hosts.on_class(class);
         }
-        if let Some(old) = self.active.on_policy(key, value, active, relisted) {
+        if let Some(old) = self.active.on_policy((names, records), key, value, active, relisted) {
             self.policy_selectors.unregister(names, old, local_matches);
         }
     }
@@ -305,11 +330,12 @@ impl Graph {
     pub fn stats(&self) -> Stats {
         let lists = self.local.values().map(|endpoint| &endpoint.profiles);
         let lists = lists.chain(self.hosts.values().map(|endpoint| &endpoint.profiles));
-        let lacking = lists.filter(|list| list.iter().any(|profile| !self.profiles.is_stored(profile)));
+        let names = self.index.known_names();
+        let lacking = lists.filter(|list| list.iter().any(|profile| !self.profiles.is_stored(names, profile)));
         Stats {
             local_endpoints: (self.local.values().len() + self.hosts.values().len()) as u64,
             endpoints_missing_a_profile: lacking.count() as u64,
-            active_policies: u64::from(self.active.active()),
+            active_policies: self.active.active() as u64,
             active_profiles: self.profiles.len() as u64,
             active_sets: self.references.sets() as u64,
             objects: self.index.objects() as u64,
@@ -324,6 +350,7 @@ impl Graph {
         let Self {
             local,
             policy_selectors,
+            records,
             active,
             profiles,
             order,
@@ -337,6 +364,7 @@ impl Graph {
         } = self;
         local.is_empty()
             && policy_selectors.is_empty()
+            && records.is_empty()
             && active.is_empty()
             && profiles.is_empty()
             && order.is_empty()

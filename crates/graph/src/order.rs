@@ -8,21 +8,21 @@
 //! on the stored tiers and the given policies alone.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::{Name, Policy, PolicyKey, Tier};
+use model::{Name, PolicyKey, Tier};
 
 use crate::active::ActiveDelta;
 use crate::batch::{HostTiers, PolicyRef, TierProgram};
-use crate::kit::Links;
+use crate::records::Outline;
 
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     tiers: BTreeMap<Name, Tier>,
-    /// Active policies and their tiers.
-    members: Links<u32, Name>,
+    /// The active policies of each tier.
+    members: BTreeMap<Name, BTreeSet<u32>>,
 }
 
 impl Order {
@@ -33,35 +33,53 @@ impl Order {
             None => self.tiers.remove(name),
         };
         if old != new {
-            affected.extend(self.members.lefts(name.as_ref() as &str));
+            affected.extend(self.members.get(name).into_iter().flatten());
         }
     }
 
     pub(crate) fn on_active(&mut self, delta: &ActiveDelta) {
         match delta {
-            ActiveDelta::Activated { id, policy, .. } | ActiveDelta::Changed { id, policy, .. } => {
-                self.members.set_left(id, [Name::clone(&policy.tier)]);
+            ActiveDelta::Activated { id, listed, .. } => self.join(&listed.outline.tier, *id),
+            ActiveDelta::Changed { listed, old_tier, .. } if listed.outline.tier == *old_tier => (),
+            ActiveDelta::Changed { id, listed, old_tier, .. } => {
+                self.leave(old_tier, *id);
+                self.join(&listed.outline.tier, *id);
             }
-            ActiveDelta::Deactivated { id, .. } => drop(self.members.set_left(id, [])),
+            ActiveDelta::Deactivated { id, listed } => self.leave(&listed.outline.tier, *id),
+        }
+    }
+
+    fn join(&mut self, tier: &Name, policy: u32) {
+        match self.members.get_mut(tier) {
+            Some(members) => drop(members.insert(policy)),
+            None => drop(self.members.insert(Name::clone(tier), BTreeSet::from([policy]))),
+        }
+    }
+
+    fn leave(&mut self, tier: &Name, policy: u32) {
+        let Some(members) = self.members.get_mut(tier) else { return };
+        members.remove(&policy);
+        if members.is_empty() {
+            self.members.remove(tier);
         }
     }
 
     /// The tiers that active policies name and that do not exist, in order.
     pub(crate) fn missing(&self) -> impl Iterator<Item = &Name> {
-        self.members.rights().filter(|name| !self.tiers.contains_key(*name))
+        self.members.keys().filter(|name| !self.tiers.contains_key(*name))
     }
 
     /// Lists the policies that apply to a workload endpoint, by tier. Policies that workloads do not
     /// use (T-11) and those of no direction (T-6) are left out.
     pub(crate) fn arrange<'a>(
         &self,
-        policies: impl Iterator<Item = (&'a PolicyKey, &'a Policy)>,
+        policies: impl Iterator<Item = (&'a PolicyKey, &'a Outline)>,
     ) -> Arc<[TierProgram]> {
         self.list(policies, List::Normal)
     }
 
     /// Lists the policies that apply to a host endpoint (T-9 to T-11).
-    pub(crate) fn arrange_host(&self, policies: &[(&PolicyKey, &Policy)]) -> HostTiers {
+    pub(crate) fn arrange_host(&self, policies: &[(&PolicyKey, &Outline)]) -> HostTiers {
         let list = |which| self.list(policies.iter().copied(), which);
         HostTiers {
             untracked: list(List::Untracked),
@@ -71,8 +89,12 @@ impl Order {
         }
     }
 
-    fn list<'a>(&self, policies: impl Iterator<Item = (&'a PolicyKey, &'a Policy)>, which: List) -> Arc<[TierProgram]> {
-        let mut by_tier: BTreeMap<&Name, Vec<(&PolicyKey, &Policy)>> = BTreeMap::new();
+    fn list<'a>(
+        &self,
+        policies: impl Iterator<Item = (&'a PolicyKey, &'a Outline)>,
+        which: List,
+    ) -> Arc<[TierProgram]> {
+        let mut by_tier: BTreeMap<&Name, Vec<(&PolicyKey, &Outline)>> = BTreeMap::new();
         for (key, policy) in policies {
             if which.directions(policy) != (false, false) {
                 by_tier.entry(&policy.tier).or_default().push((key, policy));
@@ -87,12 +109,12 @@ impl Order {
         tiers.sort_by(|(a, _), (b, _)| compare_tiers(self.tiers.get(*a), self.tiers.get(*b)));
         let program = tiers.into_iter().map(|(name, mut policies)| {
             policies.sort_by(|(a_key, a), (b_key, b)| {
-                let order = |policy: &Policy| policy.order.unwrap_or(f64::INFINITY);
+                let order = |policy: &Outline| policy.order.unwrap_or(f64::INFINITY);
                 compare_orders(order(a), order(b)).then_with(|| a_key.cmp(b_key))
             });
             let list = |wanted: fn((bool, bool)) -> bool| {
                 let listed = policies.iter().filter(|(_, policy)| wanted(which.directions(policy)));
-                let reference = |(key, policy): &(&PolicyKey, &Policy)| PolicyRef {
+                let reference = |(key, policy): &(&PolicyKey, &Outline)| PolicyRef {
                     key: PolicyKey::clone(key),
                     original_selector: Name::clone(&policy.original_selector),
                 };
@@ -125,7 +147,7 @@ enum List {
 
 impl List {
     /// In which directions a policy is in this list: ingress, egress.
-    fn directions(self, policy: &Policy) -> (bool, bool) {
+    fn directions(self, policy: &Outline) -> (bool, bool) {
         let home = match (policy.do_not_track, policy.pre_dnat) {
             (true, _) => Self::Untracked,
             (false, true) => Self::PreDnat,
@@ -165,6 +187,7 @@ mod tests {
     use testkit::build;
 
     use super::*;
+    use crate::active::Listed;
 
     /// The table of T-9, and T-10, T-20, T-21.
     #[test]
@@ -195,7 +218,7 @@ mod tests {
         stage.on_tier(&"t".into(), Some(Tier { order: None, default_pass: false }), &mut Vec::new());
         for (policies, expected) in cases {
             let policies: Vec<_> = policies.iter().map(|text| host_policy(text)).collect();
-            let policies: Vec<_> = policies.iter().map(|(key, policy)| (key, policy.as_ref())).collect();
+            let policies: Vec<_> = policies.iter().map(|(key, policy)| (key, policy)).collect();
             let HostTiers { untracked, pre_dnat, normal, forward } = stage.arrange_host(&policies);
             let lists = [("untracked", untracked), ("pre-dnat", pre_dnat), ("normal", normal), ("forward", forward)];
             let got: Vec<String> = lists
@@ -206,7 +229,7 @@ mod tests {
         }
     }
 
-    fn host_policy(text: &str) -> (PolicyKey, Arc<Policy>) {
+    fn host_policy(text: &str) -> (PolicyKey, Outline) {
         let mut words = text.split(' ');
         let mut builder = build::policy(words.next().unwrap()).tier("t");
         for word in words {
@@ -220,7 +243,8 @@ mod tests {
                 _ => panic!("word {word:?}"),
             });
         }
-        builder.value()
+        let (key, policy) = builder.value();
+        (key, Outline::of(&policy))
     }
 
     fn text(tier: &TierProgram) -> String {
@@ -248,7 +272,7 @@ mod tests {
         for (policies, expected) in cases {
             let mut policies: Vec<_> = policies.iter().map(|text| policy(text, "default")).collect();
             for _ in 0..2 {
-                let tiers = Order::default().arrange(policies.iter().map(|(key, policy)| (key, policy.as_ref())));
+                let tiers = Order::default().arrange(policies.iter().map(|(key, policy)| (key, policy)));
                 let [tier] = &*tiers else { panic!("{tiers:?}") };
                 let got: Vec<String> = tier.ingress.iter().map(|policy| policy.key.to_string()).collect();
                 assert_eq!(got.join(" "), *expected);
@@ -265,7 +289,7 @@ mod tests {
             stage.on_tier(&name.into(), Some(Tier { order, default_pass: true }), &mut Vec::new());
         }
         let policies = ["a", "b", "c", "missing-1", "Missing-2", "y", "z"].map(|tier| policy("gnp/p", tier));
-        let got = stage.arrange(policies.iter().map(|(key, policy)| (key, policy.as_ref())));
+        let got = stage.arrange(policies.iter().map(|(key, policy)| (key, policy)));
         let got: Vec<String> = got.iter().map(|tier| format!("{} {}", tier.name, tier.default_pass)).collect();
         assert_eq!(got.join(", "), "z true, b true, c true, a true, y true, Missing-2 false, missing-1 false");
     }
@@ -274,8 +298,9 @@ mod tests {
     fn a_tier_that_changes_names_the_active_policies_in_it() {
         let mut stage = Order::default();
         let mut affected = Vec::new();
-        let (key, value) = policy("gnp/p", "t");
-        stage.on_active(&ActiveDelta::Activated { id: 4, key: key.clone(), policy: value });
+        let (key, outline) = policy("gnp/p", "t");
+        let listed = Listed { key, outline };
+        stage.on_active(&ActiveDelta::Activated { id: 4, record: 0, listed: listed.clone() });
         let tier = Some(Tier { order: Some(1.0), default_pass: false });
         assert_eq!(stage.missing().map(AsRef::as_ref).collect::<Vec<_>>(), ["t"]);
         stage.on_tier(&"t".into(), tier, &mut affected);
@@ -283,15 +308,16 @@ mod tests {
         stage.on_tier(&"t".into(), tier, &mut affected);
         stage.on_tier(&"other".into(), tier, &mut affected);
         assert_eq!(affected, [4]);
-        stage.on_active(&ActiveDelta::Deactivated { id: 4, key });
+        stage.on_active(&ActiveDelta::Deactivated { id: 4, listed });
         stage.on_tier(&"t".into(), None, &mut affected);
         assert_eq!(affected, [4]);
     }
 
     /// A policy from its key and, behind a blank, its order.
-    fn policy(text: &str, tier: &str) -> (PolicyKey, Arc<Policy>) {
+    fn policy(text: &str, tier: &str) -> (PolicyKey, Outline) {
         let (key, order) = text.split_once(' ').map_or((text, None), |(key, order)| (key, Some(order)));
         let builder = build::policy(key).tier(tier);
-        order.map_or(builder.clone(), |order| builder.order(order.parse().unwrap())).value()
+        let (key, policy) = order.map_or(builder.clone(), |order| builder.order(order.parse().unwrap())).value();
+        (key, Outline::of(&policy))
     }
 }

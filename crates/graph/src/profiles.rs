@@ -12,7 +12,9 @@ use std::sync::Arc;
 use model::profile::DEFAULT_ALLOW;
 use model::{Action, Name, ProfileRules};
 
-use crate::kit::{Counted, ValueMap};
+use crate::kit::{Counted, IdMap};
+use crate::names::Names;
+use crate::records::Records;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ProfileDelta {
@@ -24,8 +26,8 @@ pub(crate) enum ProfileDelta {
 /// See the [module documentation](self).
 #[derive(Debug)]
 pub(crate) struct ActiveProfiles {
-    /// Without the one that always exists.
-    stored: ValueMap<Name, Arc<ProfileRules>>,
+    /// Record of the rules by number of the name, without the profile that always exists.
+    stored: IdMap<u32, u32>,
     listed: Counted<Name>,
     default_allow: Arc<ProfileRules>,
 }
@@ -33,33 +35,60 @@ pub(crate) struct ActiveProfiles {
 impl Default for ActiveProfiles {
     fn default() -> Self {
         let default_allow = Arc::new(ProfileRules::for_everything(Action::Allow));
-        Self { stored: ValueMap::default(), listed: Counted::default(), default_allow }
+        Self { stored: IdMap::default(), listed: Counted::default(), default_allow }
     }
 }
 
 impl ActiveProfiles {
     /// Stores the rules of a profile. The static profile cannot be changed (datastore.md K-6).
-    pub(crate) fn on_rules(&mut self, name: &Name, new: Option<&Arc<ProfileRules>>, out: &mut Vec<ProfileDelta>) {
+    pub(crate) fn on_rules(
+        &mut self,
+        (names, records): (&mut Names, &mut Records),
+        name: &Name,
+        new: Option<&Arc<ProfileRules>>,
+        out: &mut Vec<ProfileDelta>,
+    ) {
         if name.as_ref() == DEFAULT_ALLOW {
             return;
         }
-        let old = match new {
-            Some(new) => self.stored.insert(Name::clone(name), Arc::clone(new)),
-            None => self.stored.remove(name),
+        let id = names.acquire(name);
+        let record = new.map(|new| records.store_rules(names, new));
+        let old = match record {
+            Some(record) => self.stored.insert(id, record),
+            None => self.stored.remove(&id),
         };
         if self.stored.is_empty() {
-            self.stored = ValueMap::default();
+            self.stored = IdMap::default();
         }
-        if old.as_ref() != new && self.listed.contains(name) {
+        let is_same = match (old, record) {
+            (Some(old), Some(new)) => records.are_equal(old, new),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if let Some(old) = old {
+            records.discard_rules(names, old);
+            // A stored profile holds exactly one use of its name.
+            names.release(id);
+        }
+        if new.is_none() {
+            names.release(id);
+        }
+        if !is_same && self.listed.contains(name) {
             out.push(ProfileDelta::Set(Name::clone(name), new.cloned()));
         }
     }
 
     /// Follows a change of the profile list of a local endpoint.
-    pub(crate) fn on_list(&mut self, old: &[Name], new: &[Name], out: &mut Vec<ProfileDelta>) {
+    pub(crate) fn on_list(
+        &mut self,
+        (names, records): (&Names, &Records),
+        old: &[Name],
+        new: &[Name],
+        out: &mut Vec<ProfileDelta>,
+    ) {
         for name in new {
             if self.listed.add(Name::clone(name)) {
-                out.push(ProfileDelta::Set(Name::clone(name), self.rules(name).cloned()));
+                out.push(ProfileDelta::Set(Name::clone(name), self.rules(names, records, name)));
             }
         }
         for name in old {
@@ -69,13 +98,17 @@ impl ActiveProfiles {
         }
     }
 
-    fn rules(&self, name: &str) -> Option<&Arc<ProfileRules>> {
-        if name == DEFAULT_ALLOW { Some(&self.default_allow) } else { self.stored.get(name) }
+    fn rules(&self, names: &Names, records: &Records, name: &str) -> Option<Arc<ProfileRules>> {
+        if name == DEFAULT_ALLOW {
+            return Some(Arc::clone(&self.default_allow));
+        }
+        let record = self.stored.get(&names.find(name)?)?;
+        Some(Arc::new(records.profile_rules(names, *record)))
     }
 
     /// Tells whether the profile exists.
-    pub(crate) fn is_stored(&self, name: &str) -> bool {
-        self.rules(name).is_some()
+    pub(crate) fn is_stored(&self, names: &Names, name: &str) -> bool {
+        name == DEFAULT_ALLOW || names.find(name).is_some_and(|name| self.stored.contains_key(&name))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -110,15 +143,19 @@ mod tests {
             ("list projectcalico-default-allow -", "projectcalico-default-allow deactivated"),
         ];
         let mut stage = ActiveProfiles::default();
+        let (mut names, mut records) = (Names::default(), Records::default());
         for (step, expected) in script {
             let mut out = Vec::new();
-            let names = |text: &str| -> Vec<Name> {
+            let list = |text: &str| -> Vec<Name> {
                 if text == "-" { Vec::new() } else { text.split(',').map(Name::from).collect() }
             };
             match step.split(' ').collect::<Vec<_>>()[..] {
-                ["rules", name] => stage.on_rules(&name.into(), Some(&Arc::new(ProfileRules::default())), &mut out),
-                ["delete", name] => stage.on_rules(&name.into(), None, &mut out),
-                ["list", old, new] => stage.on_list(&names(old), &names(new), &mut out),
+                ["rules", name] => {
+                    let rules = Arc::new(ProfileRules::default());
+                    stage.on_rules((&mut names, &mut records), &name.into(), Some(&rules), &mut out);
+                }
+                ["delete", name] => stage.on_rules((&mut names, &mut records), &name.into(), None, &mut out),
+                ["list", old, new] => stage.on_list((&names, &records), &list(old), &list(new), &mut out),
                 ref other => panic!("step {other:?}"),
             }
             let got = out.iter().map(|delta| match delta {
@@ -128,6 +165,6 @@ mod tests {
             });
             assert_eq!(got.collect::<Vec<_>>().join(", "), expected, "step {step:?}");
         }
-        assert!(stage.is_empty());
+        assert!(stage.is_empty() && names.is_empty() && records.is_empty());
     }
 }

@@ -9,24 +9,33 @@
 
 mod convert;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use model::{Action, Name, Policy, PolicyKey, ProfileRules, Rule, Selector, SetId};
+use model::{Action, Name, PolicyKey, ProfileRules, Rule, Selector, SetId};
 
 pub(crate) use convert::SetSource;
 
-use crate::active::ActiveDelta;
+use crate::active::{ActiveDelta, Listed};
 use crate::batch::{PolicyProgram, ProfileProgram, RuleProgram};
-use crate::kit::{IdMap, Interner, ValueMap};
+use crate::kit::{Bytes, IdMap, Interner, ValueMap};
+use crate::names::Names;
 use crate::profiles::ProfileDelta;
+use crate::records::{Outline, Records};
 
 /// A change of what the active rules are and need. `set` numbers a set while it is needed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RefDelta {
-    Needed { set: u32, id: SetId, source: SetSource },
-    Unneeded { set: u32, id: SetId },
-    Policy(PolicyKey, Option<Arc<PolicyProgram>>),
+    Needed {
+        set: u32,
+        id: SetId,
+        source: SetSource,
+    },
+    Unneeded {
+        set: u32,
+        id: SetId,
+    },
+    /// With the number of the policy while it is stored.
+    Policy(u32, PolicyKey, Option<Arc<PolicyProgram>>),
     Profile(Name, Option<Arc<ProfileProgram>>),
 }
 
@@ -35,8 +44,10 @@ pub(crate) enum RefDelta {
 pub(crate) struct References {
     /// A use per policy or profile that refers to the set.
     sets: Interner<SetId>,
-    of_policies: IdMap<u32, Box<[u32]>>,
-    of_profiles: ValueMap<Name, Box<[u32]>>,
+    /// What a policy or profile refers to, if anything: a list in `lists`.
+    of_policies: IdMap<u32, u32>,
+    of_profiles: ValueMap<Name, u32>,
+    lists: Bytes,
     match_all: Arc<Selector>,
 }
 
@@ -46,33 +57,45 @@ impl Default for References {
             sets: Interner::default(),
             of_policies: IdMap::default(),
             of_profiles: ValueMap::default(),
+            lists: Bytes::default(),
             match_all: Arc::new(Selector::all()),
         }
     }
 }
 
 impl References {
-    pub(crate) fn on_active(&mut self, delta: ActiveDelta, out: &mut Vec<RefDelta>) {
+    pub(crate) fn on_active(
+        &mut self,
+        (names, records): (&Names, &Records),
+        delta: ActiveDelta,
+        out: &mut Vec<RefDelta>,
+    ) {
         match delta {
-            ActiveDelta::Changed { old, policy, .. } if same_program(&old, &policy) => (),
-            ActiveDelta::Activated { id, key, policy } | ActiveDelta::Changed { id, key, policy, .. } => {
-                let (inbound, outbound, needs) = self.convert(&policy.inbound, &policy.outbound);
+            ActiveDelta::Changed { same_program: true, .. } => (),
+            ActiveDelta::Activated { id, record, listed } | ActiveDelta::Changed { id, record, listed, .. } => {
+                let Listed { key, outline } = listed;
+                let Outline { tier, original_selector, do_not_track, pre_dnat, .. } = outline;
+                let (inbound, outbound) = records.policy_rules(names, record);
+                let (inbound, outbound, needs) = self.convert(inbound, outbound);
                 let program = PolicyProgram {
-                    tier: Name::clone(&policy.tier),
+                    tier,
                     inbound,
                     outbound,
-                    untracked: policy.do_not_track,
-                    pre_dnat: policy.pre_dnat,
-                    original_selector: Name::clone(&policy.original_selector),
-                    always_needed: policy.always_needed,
+                    untracked: do_not_track,
+                    pre_dnat,
+                    original_selector,
+                    always_needed: records.is_always_needed(record),
                 };
                 let new = self.acquire(needs, out);
-                let old = if new.is_empty() { self.of_policies.remove(&id) } else { self.of_policies.insert(id, new) };
-                out.push(RefDelta::Policy(key, Some(Arc::new(program))));
+                let old = match new {
+                    Some(new) => self.of_policies.insert(id, new),
+                    None => self.of_policies.remove(&id),
+                };
+                out.push(RefDelta::Policy(id, key, Some(Arc::new(program))));
                 self.release(old, out);
             }
-            ActiveDelta::Deactivated { id, key } => {
-                out.push(RefDelta::Policy(key, None));
+            ActiveDelta::Deactivated { id, listed } => {
+                out.push(RefDelta::Policy(id, listed.key, None));
                 let old = self.of_policies.remove(&id);
                 self.release(old, out);
             }
@@ -84,12 +107,11 @@ impl References {
             ProfileDelta::Set(name, rules) => {
                 let missing = rules.is_none();
                 let rules = rules.unwrap_or_else(|| Arc::new(ProfileRules::for_everything(Action::Deny)));
-                let (inbound, outbound, needs) = self.convert(&rules.inbound, &rules.outbound);
-                let new = self.acquire(needs, out);
-                let old = if new.is_empty() {
-                    self.of_profiles.remove(&name)
-                } else {
-                    self.of_profiles.insert(Name::clone(&name), new)
+                let ProfileRules { inbound, outbound } = Arc::unwrap_or_clone(rules);
+                let (inbound, outbound, needs) = self.convert(inbound, outbound);
+                let old = match self.acquire(needs, out) {
+                    Some(new) => self.of_profiles.insert(Name::clone(&name), new),
+                    None => self.of_profiles.remove(&name),
                 };
                 out.push(RefDelta::Profile(name, Some(Arc::new(ProfileProgram { inbound, outbound, missing }))));
                 self.release(old, out);
@@ -102,34 +124,50 @@ impl References {
         }
     }
 
-    fn convert(&self, inbound: &[Rule], outbound: &[Rule]) -> (Vec<RuleProgram>, Vec<RuleProgram>, Vec<Need>) {
+    fn convert(&self, inbound: Vec<Rule>, outbound: Vec<Rule>) -> (Vec<RuleProgram>, Vec<RuleProgram>, Vec<Need>) {
         let mut needs = Vec::new();
-        let mut convert = |rules: &[Rule]| -> Vec<RuleProgram> {
+        let mut convert = |rules: Vec<Rule>| -> Vec<RuleProgram> {
             (0u32..).zip(rules).map(|(index, rule)| convert::rule(rule, index, &self.match_all, &mut needs)).collect()
         };
         (convert(inbound), convert(outbound), needs)
     }
 
-    /// Takes one use of each distinct set.
-    fn acquire(&mut self, needs: Vec<Need>, out: &mut Vec<RefDelta>) -> Box<[u32]> {
-        let mut used = BTreeSet::new();
+    /// Takes one use of each distinct set; returns the list of them unless it is empty.
+    fn acquire(&mut self, needs: Vec<Need>, out: &mut Vec<RefDelta>) -> Option<u32> {
+        let mut used = Vec::with_capacity(needs.len());
         for (id, source) in needs {
             let (set, new) = self.sets.acquire_ref(&id, SetId::clone);
             if new {
                 out.push(RefDelta::Needed { set, id, source });
             }
-            if !used.insert(set) {
-                self.sets.release(set);
-            }
+            used.push(set);
         }
-        used.into_iter().collect()
+        used.sort_unstable();
+        used.dedup_by(|again, first| {
+            let is_same = again == first;
+            if is_same {
+                self.sets.release(*again);
+            }
+            is_same
+        });
+        if used.is_empty() {
+            return None;
+        }
+        let list: Vec<u8> = used.into_iter().flat_map(u32::to_le_bytes).collect();
+        Some(self.lists.insert(&list))
     }
 
-    fn release(&mut self, sets: Option<Box<[u32]>>, out: &mut Vec<RefDelta>) {
-        for set in sets.into_iter().flatten() {
+    fn release(&mut self, list: Option<u32>, out: &mut Vec<RefDelta>) {
+        let Some(list) = list else { return };
+        for set in self.lists.get(list).chunks_exact(4).filter_map(|set| set.try_into().ok()).map(u32::from_le_bytes) {
             if let Some(id) = self.sets.release(set) {
                 out.push(RefDelta::Unneeded { set, id });
             }
+        }
+        self.lists.remove(list);
+        if self.lists.is_empty() {
+            self.of_policies = IdMap::default();
+            self.of_profiles = ValueMap::default();
         }
     }
 
@@ -139,27 +177,16 @@ impl References {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.sets.is_empty() && self.of_policies.is_empty() && self.of_profiles.is_empty()
+        self.sets.is_empty() && self.of_policies.is_empty() && self.of_profiles.is_empty() && self.lists.is_empty()
     }
 }
 
 /// A set that a rule refers to, and where its members come from.
 type Need = (SetId, SetSource);
 
-/// Order and direction concern only the endpoints.
-fn same_program(a: &Policy, b: &Policy) -> bool {
-    a.tier == b.tier
-        && a.inbound == b.inbound
-        && a.outbound == b.outbound
-        && a.do_not_track == b.do_not_track
-        && a.pre_dnat == b.pre_dnat
-        && a.original_selector == b.original_selector
-        && a.always_needed == b.always_needed
-}
-
 #[cfg(test)]
 mod tests {
-    use testkit::build::{policy, policy_key};
+    use testkit::build::policy;
 
     use super::*;
 
@@ -179,7 +206,8 @@ mod tests {
             ("unlisted p", "profile p gone"),
         ];
         let mut stage = References::default();
-        let mut last: Option<Arc<Policy>> = None;
+        let (mut names, mut records) = (Names::default(), Records::default());
+        let mut stored = [None; 2];
         let mut numbers: Vec<u32> = Vec::new();
         for (step, expected) in script {
             let mut out = Vec::new();
@@ -189,15 +217,26 @@ mod tests {
             match verb {
                 "+" => {
                     let (key, value) = policy(name).ingress(text).value();
-                    let old = last.take().filter(|_| name == "gnp/a" && stage.of_policies.contains_key(&0));
-                    let delta = match old {
-                        Some(old) => ActiveDelta::Changed { id, key, old, policy: Arc::clone(&value) },
-                        None => ActiveDelta::Activated { id, key, policy: Arc::clone(&value) },
+                    let record = records.store_policy(&mut names, &value);
+                    let listed = Listed { key, outline: Outline::of(&value) };
+                    let delta = match stored[id as usize].replace(record) {
+                        Some(old) => ActiveDelta::Changed {
+                            id,
+                            record,
+                            old_tier: listed.outline.tier.clone(),
+                            listed,
+                            same_program: records.have_equal_programs(old, record),
+                        },
+                        None => ActiveDelta::Activated { id, record, listed },
                     };
-                    stage.on_active(delta, &mut out);
-                    last = Some(value);
+                    stage.on_active((&names, &records), delta, &mut out);
                 }
-                "-" => stage.on_active(ActiveDelta::Deactivated { id, key: policy_key(name) }, &mut out),
+                "-" => {
+                    stored[id as usize] = None;
+                    let (key, value) = policy(name).value();
+                    let listed = Listed { key, outline: Outline::of(&value) };
+                    stage.on_active((&names, &records), ActiveDelta::Deactivated { id, listed }, &mut out);
+                }
                 "profile" => {
                     let rules = (!text.is_empty()).then(|| {
                         Arc::new(ProfileRules { inbound: vec![testkit::build::rule(text)], outbound: vec![] })
@@ -219,7 +258,7 @@ mod tests {
                         numbers[at] = u32::MAX;
                         format!("-s{}", at + 1)
                     }
-                    RefDelta::Policy(key, program) => {
+                    RefDelta::Policy(_, key, program) => {
                         format!("{key}{}", if program.is_some() { "" } else { " gone" })
                     }
                     RefDelta::Profile(name, program) => match program {

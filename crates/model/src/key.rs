@@ -17,6 +17,17 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
+    /// All kinds, in order.
+    pub const ALL: [Self; 7] = [
+        Self::GlobalNetworkPolicy,
+        Self::KubernetesClusterNetworkPolicy,
+        Self::KubernetesNetworkPolicy,
+        Self::NetworkPolicy,
+        Self::StagedGlobalNetworkPolicy,
+        Self::StagedKubernetesNetworkPolicy,
+        Self::StagedNetworkPolicy,
+    ];
+
     /// The API's word, as it appears in comments and group identifiers.
     pub const fn as_str(self) -> &'static str {
         match self {

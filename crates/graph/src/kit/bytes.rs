@@ -113,6 +113,7 @@ impl Bytes {
     }
 
     /// Stores another string in the place of one, and returns its handle, often the same.
+    #[allow(dead_code, reason = "for the objects of `members`")]
     pub(crate) fn replace(&mut self, handle: u32, bytes: &[u8]) -> u32 {
         if self.get(handle) == bytes {
             return handle;
@@ -154,6 +155,7 @@ impl Bytes {
     }
 
     /// How many strings are stored.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.count
     }

@@ -65,12 +65,22 @@ impl Groups {
 
     /// The items of a group, in no particular order.
     pub(crate) fn items(&self, group: u32) -> impl Iterator<Item = u32> {
-        let mut next = self.first.get(group).map_or(NONE, |first| first.0);
+        let mut next = self.first(group);
         std::iter::from_fn(move || {
-            let item = next;
-            next = self.around.get(item)?.after;
+            let item = next?;
+            next = self.after(item);
             Some(item)
         })
+    }
+
+    /// The first of the items of a group.
+    pub(crate) fn first(&self, group: u32) -> Option<u32> {
+        self.first.get(group).map(|first| first.0).filter(|item| *item != NONE)
+    }
+
+    /// The item after one of the same group.
+    pub(crate) fn after(&self, item: u32) -> Option<u32> {
+        self.around.get(item).map(|around| around.after).filter(|item| *item != NONE)
     }
 }
 

@@ -24,15 +24,16 @@ pub(crate) enum SetSource {
 }
 
 /// Converts a rule and adds what it refers to to `needs`.
-pub(super) fn rule(rule: &Rule, index: u32, match_all: &Arc<Selector>, needs: &mut Vec<Need>) -> RuleProgram {
-    let mut source = side(&rule.source, rule.protocol.as_ref(), match_all, needs);
-    let mut destination = side(&rule.destination, rule.protocol.as_ref(), match_all, needs);
-    if let Some(service) = &rule.source.service {
+pub(super) fn rule(rule: Rule, index: u32, match_all: &Arc<Selector>, needs: &mut Vec<Need>) -> RuleProgram {
+    let (source_service, destination_service) = (rule.source.service.clone(), rule.destination.service.clone());
+    let mut source = side(rule.source, rule.protocol.as_ref(), match_all, needs);
+    let mut destination = side(rule.destination, rule.protocol.as_ref(), match_all, needs);
+    if let Some(service) = source_service {
         let id = SetId::for_service_addresses(&service.namespace, &service.name);
         needs.push((id.clone(), SetSource::ServiceAddresses));
         source.sets.push(id);
     }
-    if let Some(service) = &rule.destination.service {
+    if let Some(service) = destination_service {
         let id = SetId::for_service(&service.namespace, &service.name);
         needs.push((id.clone(), SetSource::Service));
         destination.address_port_sets.push(id);
@@ -40,27 +41,27 @@ pub(super) fn rule(rule: &Rule, index: u32, match_all: &Arc<Selector>, needs: &m
     RuleProgram {
         action: rule.action,
         family: rule.family,
-        protocol: rule.protocol.clone(),
-        not_protocol: rule.not_protocol.clone(),
+        protocol: rule.protocol,
+        not_protocol: rule.not_protocol,
         icmp: rule.icmp,
         not_icmp: rule.not_icmp,
         source,
         destination,
-        annotations: rule.annotations.clone(),
+        annotations: rule.annotations,
         index,
     }
 }
 
 fn side(
-    entity: &EntityMatch,
+    entity: EntityMatch,
     protocol: Option<&Protocol>,
     match_all: &Arc<Selector>,
     needs: &mut Vec<Need>,
 ) -> SideProgram {
     // Positive and negative merge, a negative one alone stays.
-    let (positive, negative) = match (&entity.selector, &entity.not_selector) {
+    let (positive, negative) = match (entity.selector, entity.not_selector) {
         (Some(positive), Some(negative)) => (Some(Arc::new(positive.and(&negative.negated()))), None),
-        (positive, negative) => (positive.clone(), negative.clone()),
+        (positive, negative) => (positive, negative),
     };
 
     let (ports, names) = split(&entity.ports);
@@ -87,8 +88,8 @@ fn side(
     let sets = positive.iter().filter(|_| !only_named).map(&mut by_selector).collect();
     let not_sets = negative.iter().map(&mut by_selector).collect();
     SideProgram {
-        nets: entity.nets.clone(),
-        not_nets: entity.not_nets.clone(),
+        nets: entity.nets,
+        not_nets: entity.not_nets,
         sets,
         not_sets,
         named_port_sets: named_ports(names, needs),
@@ -159,7 +160,7 @@ mod tests {
         for (text, expected) in cases {
             let mut needs = Vec::new();
             let stored = build::rule(text);
-            let program = rule(&stored, 3, &all, &mut needs);
+            let program = rule(stored.clone(), 3, &all, &mut needs);
             assert_eq!(program.index, 3);
             let side = &program.destination;
             let lists = [
@@ -202,7 +203,7 @@ mod tests {
         // `!(!(x))` prints as `!!x`; its id is that of the tree and not of the text read again.
         let mut needs = Vec::new();
         let stored = build::rule("allow from has(a) from-not !(has(b))");
-        let program = rule(&stored, 0, &Arc::new(Selector::all()), &mut needs);
+        let program = rule(stored.clone(), 0, &Arc::new(Selector::all()), &mut needs);
         assert_eq!(program.source.sets, [SetId::for_selector("(has(a) && !!has(b))")]);
     }
 
@@ -210,7 +211,7 @@ mod tests {
     fn services_are_sets_of_their_own() {
         let mut needs = Vec::new();
         let stored = build::rule("allow from has(x) from-service ns/web to-service /web");
-        let program = rule(&stored, 0, &Arc::new(Selector::all()), &mut needs);
+        let program = rule(stored.clone(), 0, &Arc::new(Selector::all()), &mut needs);
         let selector = build::selector("has(x)").id().clone();
         assert_eq!(program.source.sets, [selector, SetId::for_service_addresses("ns", "web")]);
         assert_eq!(program.destination.address_port_sets, [SetId::for_service("", "web")]);
