@@ -563,8 +563,9 @@ mod tests {
         assert!(matches!(error, ConfigError::NoEndpoint), "{error}");
     }
 
+    /// The other part of H-7, status keys that vanish, comes with the status writer.
     #[tokio::test]
-    async fn unusable_certificate_files_refuse_to_start_and_name_the_file() {
+    async fn h_07_unusable_certificate_files_refuse_to_start_and_name_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = dir.path().join(name);

@@ -139,6 +139,18 @@ mod tests {
         }
     }
 
+    /// H-10, X-12: a value that cannot be used is a deletion, and what follows it is decoded as ever.
+    #[test]
+    fn h_10_a_damaged_value_is_a_deletion_and_the_next_one_counts() {
+        let good = r#"{"spec": {"order": 5}}"#;
+        let seen: Vec<_> = [None, Some("no json"), Some("[]"), Some(good)]
+            .into_iter()
+            .flat_map(|value| decode("tiers/t", value))
+            .map(|update| matches!(update, Update::Tier(_, Some(_))))
+            .collect();
+        assert_eq!(seen, [false, false, false, true]);
+    }
+
     #[test]
     fn unstored_records_are_delivered_once() {
         let mut decoder = Decoder::new(Options::default());

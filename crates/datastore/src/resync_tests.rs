@@ -8,7 +8,7 @@ const CLUSTER: u64 = 7;
 // === single rules ===
 
 #[test]
-fn a_list_reads_all_pages_at_the_revision_of_the_first_and_then_watches_from_it() {
+fn h_09_a_list_reads_all_pages_at_the_revision_of_the_first_and_then_watches_from_it() {
     let mut test = Test::new();
     let first = ListRequest { start: b"/p/".into(), end: b"/p0".into(), revision: 0, limit: 2 };
     assert_eq!(test.next(), Next::List(first));
@@ -90,7 +90,7 @@ fn compaction_of_a_list_begins_it_anew_without_repeating_what_was_delivered() {
 }
 
 #[test]
-fn compaction_of_the_resume_point_lists_at_once() {
+fn h_07_compaction_of_the_resume_point_lists_at_once_and_only_once() {
     let mut test = Test::watching(50, &[("a", 3), ("b", 4)]);
     test.pass(Duration::from_secs(100));
     test.tell(Answer::WatchCompacted);
@@ -143,6 +143,20 @@ fn progress_moves_the_resume_point_and_never_back() {
     test.tell(Answer::WatchProgress { revision: 55 });
     test.break_watch();
     assert_eq!(test.next_after_waiting(), Next::Watch { from_revision: 500 });
+}
+
+/// The reference began again before the deletion, for ever. Whether a value is damaged is not even known here.
+#[test]
+fn h_10_the_resume_point_never_steps_back_behind_a_deletion() {
+    let mut test = Test::watching(50, &[("a", 3)]);
+    test.tell(changes(&[("a", 60, false), ("b", 61, true), ("c", 62, true)]));
+    assert_eq!(test.take(), "-a +b@61 +c@62");
+    test.break_watch();
+    let Next::Watch { from_revision } = test.next_after_waiting() else { panic!("a watch") };
+    assert!(from_revision >= 61, "{from_revision}");
+    test.tell(created(62));
+    test.tell(changes(&[("c", 62, true), ("d", 63, true)]));
+    assert_eq!(test.take(), "+d@63");
 }
 
 #[test]

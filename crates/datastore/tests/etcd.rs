@@ -32,7 +32,7 @@ async fn all_pages_are_delivered_before_in_sync() {
 }
 
 #[tokio::test]
-async fn changes_are_followed_and_a_damaged_value_is_absent_until_it_is_mended() {
+async fn h_10_changes_are_followed_and_a_damaged_value_is_absent_until_it_is_mended() {
     let Some(etcd) = Etcd::for_test() else { return };
     etcd.put(&tier("a"), &tier_value(1)).unwrap();
     let mut follower = Follower::start(options([etcd.endpoint()]), SMALL_PAGES).await;

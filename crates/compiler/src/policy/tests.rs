@@ -194,7 +194,7 @@ fn port_lists_are_cut_in_order_where_the_next_item_does_not_fit() {
 }
 
 #[test]
-fn nets_of_one_family_make_a_rule_of_one_family() {
+fn x_02_nets_of_one_family_make_a_rule_of_one_family() {
     let mut rule = bare(Verdict::Deny);
     rule.source.not_nets = vec!["10.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()];
     assert_eq!(render(&rule, Family::V4).0.len(), 2);
@@ -203,8 +203,29 @@ fn nets_of_one_family_make_a_rule_of_one_family() {
     assert_eq!(render(&rule, Family::V6), (Vec::new(), Vec::new()));
 }
 
+/// A rule that the kernel refuses would cost the whole batch of the table.
 #[test]
-fn a_pass_of_an_earlier_tier_or_profile_does_not_end_a_profile() {
+fn x_04_an_icmp_type_that_the_family_does_not_have_costs_its_rule_only() {
+    for (protocol, possible) in [
+        (named("icmp"), Some(Family::V4)),
+        (named("icmpv6"), Some(Family::V6)),
+        (Some(Protocol::Number(1)), Some(Family::V4)),
+        (Some(Protocol::Number(58)), Some(Family::V6)),
+        (named("tcp"), None),
+        (Some(Protocol::Number(17)), None),
+        (None, None),
+    ] {
+        let mut rule = bare(Verdict::Allow);
+        (rule.protocol, rule.icmp) = (protocol, ping(8));
+        for family in Family::BOTH {
+            let (rules, _) = render(&rule, family);
+            assert_eq!(!rules.is_empty(), possible == Some(family), "{:?} in {family}", rule.protocol);
+        }
+    }
+}
+
+#[test]
+fn x_09_a_pass_of_an_earlier_tier_or_profile_does_not_end_a_profile() {
     let options = Options::default();
     let name: Name = "p".into();
     let rules = [bare(Verdict::Allow), bare(Verdict::Pass), bare(Verdict::Pass), bare(Verdict::Deny)];

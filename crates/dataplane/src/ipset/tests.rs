@@ -113,7 +113,7 @@ fn fake(spec: &SetSpec, members: &BTreeSet<Member>) -> FakeSet {
 }
 
 #[test]
-fn additions_come_with_the_first_half_and_removals_with_the_second() {
+fn x_10_additions_come_with_the_first_half_and_removals_with_the_second() {
     for (a, b, c) in [("cali40a", "10.0.0.0/8", "11.0.0.0/8"), ("cali60a", "fd00::/16", "fd01::/16")] {
         let mut bed = Bed::new();
         bed.put(a, b);

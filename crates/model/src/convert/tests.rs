@@ -1,5 +1,6 @@
 //! Tests of the conversion: by resource, against the vectors, with hostile input.
 
+mod hazards;
 mod neutron;
 mod policies;
 mod properties;

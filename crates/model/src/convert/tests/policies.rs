@@ -85,7 +85,7 @@ fn no_text_escapes_from_the_namespace() {
 }
 
 #[test]
-fn the_namespace_of_the_key_counts() {
+fn h_04_the_namespace_of_the_key_counts() {
     for stored in [json!("other"), json!(""), json!(null)] {
         let document = json!({"metadata": {"name": "p", "namespace": stored}, "spec": {}});
         let (policy, complaints) = policy(converted("networkpolicies/ns/p", &document));

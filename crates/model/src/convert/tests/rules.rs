@@ -63,7 +63,7 @@ fn the_family_is_explicit_or_that_of_a_protocol_name() {
 }
 
 #[test]
-fn nets_that_are_none_match_nothing() {
+fn h_01_nets_that_are_none_match_nothing() {
     let defect = json!({"nets": ["10.0.0.0/24/32", "garbage"]});
     for action in SAFE {
         let (rule, complaints) = rule(&json!({"action": action, "source": defect}));
@@ -99,7 +99,7 @@ fn a_bad_exclusion_never_opens_anything() {
 }
 
 #[test]
-fn an_icmp_type_ties_the_rule_to_the_family_of_its_protocol() {
+fn h_05_an_icmp_type_ties_the_rule_to_the_family_of_its_protocol() {
     let echo = Some(IcmpMatch { kind: 8, code: None });
     for (protocol, version, wanted) in [
         (json!(1), json!(null), Some(Family::V4)),
