@@ -15,14 +15,16 @@
 
 use std::sync::Arc;
 
-use model::{HostEndpoint, Labels, Name, NetworkSet, Selector, SetId, WorkloadEndpoint, WorkloadEndpointKey};
+use model::{
+    EndpointPort, HostEndpoint, Labels, Name, NetworkSet, Selector, SetId, WorkloadEndpoint, WorkloadEndpointKey,
+};
 
 use crate::batch::SetContents;
 use crate::labels::{ProfileChange, ProfileLabels};
-use crate::members::{Contribution, MemberChange, Members, Nets, ObjectKey, Ports};
+use crate::members::{Contribution, MemberChange, Members, Nets, ObjectKey};
 use crate::names::Names;
 use crate::references::SetSource;
-use crate::selectors::{MatchDelta, SelectorStats, Selectors};
+use crate::selectors::{MatchDelta, SelectorStats, Selectors, Uncollected};
 
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
@@ -33,7 +35,6 @@ pub struct MemberIndex {
     members: Members,
     changes: Vec<MemberChange>,
     matches: Vec<MatchDelta>,
-    classes: Vec<u32>,
     match_count: u64,
 }
 
@@ -42,7 +43,7 @@ struct Object<'a> {
     labels: &'a Labels,
     profiles: &'a [Name],
     nets: Nets,
-    ports: Option<Box<Ports>>,
+    ports: &'a [EndpointPort],
 }
 
 impl MemberIndex {
@@ -52,7 +53,7 @@ impl MemberIndex {
             labels: &value.labels,
             profiles: &value.profiles,
             nets: Nets::of_endpoint(value),
-            ports: Ports::of(&value.ports),
+            ports: &value.ports,
         });
         self.on_object(&ObjectKey::Endpoint(key), object);
     }
@@ -63,7 +64,7 @@ impl MemberIndex {
             labels: &value.labels,
             profiles: &value.profiles,
             nets: Nets::of_network_set(value),
-            ports: None,
+            ports: &[],
         });
         self.on_object(&ObjectKey::NetworkSet(name), object);
     }
@@ -74,24 +75,24 @@ impl MemberIndex {
             labels: &value.labels,
             profiles: &value.profiles,
             nets: Nets::of_host_endpoint(value),
-            ports: Ports::of(&value.ports),
+            ports: &value.ports,
         });
         self.on_object(&ObjectKey::HostEndpoint(name), object);
     }
 
     fn on_object(&mut self, key: &ObjectKey<'_>, object: Option<Object<'_>>) {
-        let Self { names, inherited, selectors, members, changes, matches, .. } = self;
+        let Self { names, inherited, selectors, members, changes, .. } = self;
+        // These matches begin and end with the object, which brings and takes its members itself.
+        let mut matches = Uncollected::default();
         let contribution = object.map(|Object { labels, profiles, nets, ports }| {
-            let class = selectors.join(names, inherited, labels, profiles, matches);
+            let class = selectors.join(names, inherited, labels, profiles, &mut matches);
             (class, Contribution { nets, ports })
         });
         let left = members.on_object(names, key, contribution, selectors, changes);
         if let Some(class) = left {
-            selectors.leave(names, inherited, class, matches);
+            selectors.leave(names, inherited, class, &mut matches);
         }
-        // These matches began and ended with the object, which has brought and taken its members itself.
-        self.match_count += matches.len() as u64;
-        matches.clear();
+        self.match_count += matches.0;
     }
 
     /// Stores the labels that a profile gives to whoever lists it (policy.md B-2).
@@ -112,9 +113,7 @@ impl MemberIndex {
         selectors.change_profile(names, inherited, &change, matches);
         inherited.settle(names, change);
         self.match_count += matches.len() as u64;
-        for delta in matches.drain(..) {
-            members.on_match(delta, changes);
-        }
+        members.on_matches(matches.drain(..), selectors, changes);
     }
 
     /// The set with this number is needed from now on: the addresses that a selector selects. Numbers
@@ -124,38 +123,31 @@ impl MemberIndex {
     }
 
     pub(crate) fn need_source(&mut self, set: u32, id: SetId, source: SetSource) {
-        let Self { names, inherited, selectors, members, changes, matches, classes, .. } = self;
+        let Self { names, inherited, selectors, members, .. } = self;
         let selector = match &source {
             SetSource::Selector(selector) | SetSource::NamedPort { selector, .. } => Some(selector),
             SetSource::Service | SetSource::ServiceAddresses => None,
         };
-        let registered = selector.map(|selector| selectors.register(names, inherited, selector, matches));
-        // What is new to the selector is the same as what is new to the set, if the selector is new too.
-        self.match_count += matches.len() as u64;
-        matches.clear();
-        members.on_needed(set, id, source, registered.map(|(selector, _)| selector));
-        if let Some((selector, _)) = registered {
-            selectors.matching(names, selector, classes);
-            // No changes: the consumer will be given the whole set.
-            members.fill(set, classes, changes);
-            classes.clear();
-        }
+        // They concern no set that has been announced.
+        let mut matches = Uncollected::default();
+        let registered = selector.map(|selector| selectors.register(names, inherited, selector, &mut matches).0);
+        self.match_count += matches.0;
+        members.on_needed(set, id, source, registered);
     }
 
     /// The set goes as a whole (policy.md M-35).
     pub fn unneed(&mut self, set: u32) {
-        let Self { names, selectors, members, matches, .. } = self;
+        let Self { names, selectors, members, .. } = self;
         if let Some(selector) = members.on_unneeded(set) {
-            selectors.unregister(names, selector, matches);
-            // They concern no set any more.
-            self.match_count += matches.len() as u64;
-            matches.clear();
+            let mut matches = Uncollected::default();
+            selectors.unregister(names, selector, &mut matches);
+            self.match_count += matches.0;
         }
     }
 
     /// Returns the contents of a set; from now on its changes are told (F-8).
     pub fn announce(&mut self, set: u32) -> Option<SetContents> {
-        self.members.announce(set)
+        self.members.announce(set, &self.selectors)
     }
 
     /// True if the contents of a set have been asked for.
@@ -200,7 +192,7 @@ impl MemberIndex {
 
     /// True if nothing is stored and no set is needed.
     pub fn is_empty(&self) -> bool {
-        let Self { names, inherited, selectors, members, changes: _, matches: _, classes: _, match_count: _ } = self;
+        let Self { names, inherited, selectors, members, changes: _, matches: _, match_count: _ } = self;
         names.is_empty() && inherited.is_empty() && selectors.is_empty() && members.is_empty()
     }
 }

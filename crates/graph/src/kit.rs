@@ -7,17 +7,21 @@ mod bytes;
 mod column;
 mod counted;
 mod groups;
+mod ids;
 mod intern;
 mod links;
 mod pending;
+mod strings;
 
 pub(crate) use bytes::Bytes;
 pub(crate) use column::Column;
 pub(crate) use counted::Counted;
 pub(crate) use groups::Groups;
+pub(crate) use ids::{IdSet, IdSets};
 pub(crate) use intern::Interner;
 pub(crate) use links::Links;
 pub(crate) use pending::{Pending, PendingById};
+pub(crate) use strings::{Strings, words};
 
 /// Hash of values that come from outside: seeded anew in every process.
 pub(crate) type Seed = foldhash::fast::RandomState;

@@ -9,57 +9,74 @@
 //!
 //! Law: *label(object, key) = first of (own labels, profile 1, profile 2 ...) that has the key*.
 
-use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, BuildHasherDefault};
 
-use model::selector::LabelSource;
+use hashbrown::HashTable;
 use model::{Labels, Name};
+use rustc_hash::FxHasher;
+use smallvec::SmallVec;
 
-use crate::kit::{Groups, IdMap, Interner};
-use crate::names::Names;
-
-/// One label; both parts are numbers of [`Names`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Label {
-    pub(crate) key: u32,
-    pub(crate) value: u32,
-}
+use crate::kit::{Column, IdSet, IdSets};
+use crate::names::{Label, Names};
 
 /// Labels of profiles (B-2). A profile without labels has no entry.
 #[derive(Debug, Default)]
 pub(crate) struct ProfileLabels {
-    by_profile: IdMap<u32, Box<[Label]>>,
+    by_profile: Column<LabelSet, 64>,
+    count: usize,
+}
+
+/// The number of a label set, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LabelSet(u32);
+
+impl Default for LabelSet {
+    fn default() -> Self {
+        Self(u32::MAX)
+    }
+}
+
+impl LabelSet {
+    fn get(self) -> Option<u32> {
+        (self != Self::default()).then_some(self.0)
+    }
+
+    fn labels(self, names: &Names) -> impl Iterator<Item = Label> {
+        self.get().into_iter().flat_map(|set| names.labels_of(set))
+    }
 }
 
 /// A profile whose labels have changed. Holds the old ones alive until every user has let go of them.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct ProfileChange {
     pub(crate) profile: u32,
-    pub(crate) old: Box<[Label]>,
+    pub(crate) old: LabelSet,
 }
 
 impl ProfileLabels {
     /// Stores the labels of a profile; `None` if they are as before. To be ended with
     /// [`settle`](Self::settle).
-    pub(crate) fn set(&mut self, names: &mut Names, profile: &Name, labels: Option<&Labels>) -> Option<ProfileChange> {
-        let new = labels.map(|labels| acquire_labels(names, labels)).unwrap_or_default();
-        let profile = names.acquire(profile);
-        let old = if new.is_empty() {
-            self.by_profile.remove(&profile)
-        } else {
-            // The use of the profile's name that goes with the entry.
-            if !self.by_profile.contains_key(&profile) {
-                names.acquire_again(profile);
-            }
-            self.by_profile.insert(profile, new)
-        };
-        if self.by_profile.is_empty() {
-            self.by_profile = IdMap::default();
-        }
-        let old = old.unwrap_or_default();
+    pub(crate) fn set(&mut self, names: &mut Names, name: &Name, labels: Option<&Labels>) -> Option<ProfileChange> {
+        let labels = labels.filter(|labels| !labels.is_empty());
+        let new = labels.map_or_else(LabelSet::default, |labels| LabelSet(names.acquire_labels(labels)));
+        let profile = names.acquire(name);
+        let old = self.of(profile);
         let change = ProfileChange { profile, old };
-        if self.of(profile) == &*change.old {
+        if new == old {
             self.settle(names, change);
             return None;
+        }
+        // A use of the profile's name goes with the entry.
+        if old == LabelSet::default() {
+            names.acquire_again(profile);
+            self.count += 1;
+        }
+        *self.by_profile.slot(profile) = new;
+        if new == LabelSet::default() {
+            self.count -= 1;
+        }
+        if self.count == 0 {
+            self.by_profile = Column::default();
         }
         Some(change)
     }
@@ -67,69 +84,97 @@ impl ProfileLabels {
     /// Ends a change: nobody looks at the old labels any more.
     pub(crate) fn settle(&mut self, names: &mut Names, change: ProfileChange) {
         let ProfileChange { profile, old } = change;
-        if !old.is_empty() && !self.by_profile.contains_key(&profile) {
-            names.release(profile);
+        if let Some(old) = old.get() {
+            names.release_labels(old);
+            if self.of(profile) == LabelSet::default() {
+                names.release(profile);
+            }
         }
         names.release(profile);
-        release_labels(names, &old);
     }
 
-    pub(crate) fn of(&self, profile: u32) -> &[Label] {
-        self.by_profile.get(&profile).map_or(&[], |labels| labels)
+    pub(crate) fn of(&self, profile: u32) -> LabelSet {
+        self.by_profile.get(profile).copied().unwrap_or_default()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_profile.is_empty()
+        self.count == 0
     }
 }
 
-/// Returns the labels as numbers, sorted by key number; a use of each number goes with them.
-fn acquire_labels(names: &mut Names, labels: &Labels) -> Box<[Label]> {
-    let mut result: Box<[Label]> =
-        labels.iter().map(|(key, value)| Label { key: names.acquire(key), value: names.acquire(value) }).collect();
-    result.sort_unstable();
-    result
+/// Where a label comes from: an own label set or a profile, in one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Own(u32),
+    Profile(u32),
 }
-
-fn release_labels(names: &mut Names, labels: &[Label]) {
-    for label in labels {
-        names.release(label.key);
-        names.release(label.value);
-    }
-}
-
-/// Where a label comes from: an own label set or a profile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Source(u32);
 
 impl Source {
-    const MIN: Self = Self(0);
-    const MAX: Self = Self(u32::MAX);
-
-    const fn own(set: u32) -> Self {
-        Self(set << 1)
+    const fn number(self) -> u32 {
+        match self {
+            Self::Own(set) => set << 1,
+            Self::Profile(profile) => profile << 1 | 1,
+        }
     }
 
-    const fn profile(profile: u32) -> Self {
-        Self(profile << 1 | 1)
+    const fn of(number: u32) -> Self {
+        match number & 1 {
+            0 => Self::Own(number >> 1),
+            _ => Self::Profile(number >> 1),
+        }
+    }
+}
+
+/// A label that an object must have, with one value or any, in one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Term(u32);
+
+impl Term {
+    pub(crate) const fn any_value(key: u32) -> Self {
+        Self(key << 1)
+    }
+
+    pub(crate) const fn label(label: u32) -> Self {
+        Self(label << 1 | 1)
     }
 }
 
 /// The classes of some population of objects, and which of them may have a given label.
+///
+/// A class is four numbers; the lists around it are [`IdSet`]s, most of which have one element.
 #[derive(Debug, Default)]
 pub(crate) struct Classes {
-    /// Own labels, sorted by key number.
-    own: Interner<Box<[Label]>>,
-    /// Profile lists without repetitions (B-5).
-    lists: Interner<Box<[u32]>>,
-    /// (own labels, profile list).
-    classes: Interner<(u32, u32)>,
-    by_own: Groups,
-    by_list: Groups,
-    /// (profile, list that has it).
-    listing: BTreeSet<(u32, u32)>,
-    /// (key, value, where): for the own label sets and profiles that are in use here.
-    holders: BTreeSet<(u32, u32, Source)>,
+    sets: IdSets,
+    /// By number of a label set: the classes whose own labels these are.
+    by_own: Column<IdSet, 64>,
+    /// By number of a profile list: the classes that have it.
+    by_list: Column<IdSet, 64>,
+    /// By profile: the lists that have it, of those that are in use here.
+    listing: Column<IdSet, 64>,
+    /// By label: the label sets and profiles that have it, of those that are in use here.
+    holders: Column<IdSet, 64>,
+    /// By key: the labels that have holders.
+    by_key: Column<IdSet, 64>,
+    /// By key: how many of the profiles in use here have it.
+    inherited: Column<u32, 64>,
+    records: Column<Class>,
+    by_parts: HashTable<u32>,
+    hasher: BuildHasherDefault<FxHasher>,
+    /// Numbers that have ever been given out.
+    numbers: u32,
+    /// The first number that stands for nothing, plus one.
+    free: u32,
+}
+
+/// Invariant: holds a use of its label set and of its profile list.
+#[derive(Clone, Copy, Debug, Default)]
+struct Class {
+    /// Number of a label set; while there are no uses, the next number that stands for nothing, plus one.
+    own: u32,
+    list: u32,
+    uses: u32,
+    /// The caller's.
+    matches: u32,
 }
 
 impl Classes {
@@ -141,195 +186,320 @@ impl Classes {
         labels: &Labels,
         profiles: &[Name],
     ) -> (u32, bool) {
-        let labels = acquire_labels(names, labels);
-        let (own, new_own) = self.own.acquire_ref(&*labels, |labels| labels.into());
-        if new_own {
-            self.holders.extend(labels.iter().map(|label| (label.key, label.value, Source::own(own))));
-        } else {
-            release_labels(names, &labels);
+        let (own, list) = (names.acquire_labels(labels), names.acquire_profiles(profiles));
+        let hash = self.hasher.hash_one((own, list));
+        let is_it = |id: &u32| {
+            self.records.get(*id).is_some_and(|class| (class.own, class.list, class.uses > 0) == (own, list, true))
+        };
+        if let Some(class) = self.by_parts.find(hash, is_it).copied() {
+            self.records.slot(class).uses += 1;
+            names.release_labels(own);
+            names.release_profiles(list);
+            return (class, false);
         }
 
-        let mut list: smallvec::SmallVec<[u32; 4]> = smallvec::SmallVec::new();
-        for profile in profiles {
-            let profile = names.acquire(profile);
-            if list.contains(&profile) {
-                names.release(profile);
-            } else {
-                list.push(profile);
-            }
+        let class = self.free.checked_sub(1).unwrap_or(self.numbers);
+        let record = self.records.slot(class);
+        match self.free {
+            0 => self.numbers += 1,
+            _ => self.free = record.own,
         }
-        let (list_id, new_list) = self.lists.acquire_ref(&*list, |list| list.into());
-        for profile in list {
-            if !new_list {
-                names.release(profile);
-                continue;
-            }
-            if self.lists_of(profile).next().is_none() {
-                self.add_holders(profile, inherited.of(profile));
-            }
-            self.listing.insert((profile, list_id));
-        }
+        *record = Class { own, list, uses: 1, matches: 0 };
+        let (records, hasher) = (&self.records, &self.hasher);
+        self.by_parts.insert_unique(hash, class, |id| hash_of(hasher, records, *id));
 
-        let (class, new) = self.classes.acquire((own, list_id));
-        if new {
-            self.by_own.join(own, class);
-            self.by_list.join(list_id, class);
-        } else {
-            // An existing class holds its parts already.
-            self.release_parts(names, inherited, own, list_id);
+        let classes = self.by_own.slot(own);
+        let is_first = classes.is_empty();
+        self.sets.insert(classes, class);
+        if is_first {
+            for label in names.labels_of(own) {
+                self.add_holder(label, Source::Own(own));
+            }
         }
-        (class, new)
+        let classes = self.by_list.slot(list);
+        let is_first = classes.is_empty();
+        self.sets.insert(classes, class);
+        if is_first {
+            for profile in names.profiles_of(list) {
+                let lists = self.listing.slot(profile);
+                let is_first = lists.is_empty();
+                self.sets.insert(lists, list);
+                if is_first {
+                    inherited.of(profile).labels(names).for_each(|label| self.add_inherited(label, profile));
+                }
+            }
+        }
+        (class, true)
     }
 
     /// Gives up one use of a class. The caller must have forgotten what it knows about the class
     /// when [`is_last_use`](Self::is_last_use) was true.
     pub(crate) fn release(&mut self, names: &mut Names, inherited: &ProfileLabels, class: u32) {
-        let Some((own, list)) = self.classes.release(class) else { return };
-        self.by_own.leave(own, class);
-        self.by_list.leave(list, class);
-        self.release_parts(names, inherited, own, list);
-        if self.classes.is_empty() {
-            debug_assert!(self.holders.is_empty() && self.listing.is_empty(), "labels without an object");
-            *self = Self::default();
+        let Some(record) = self.records.get_mut(class).filter(|class| class.uses > 0) else {
+            debug_assert!(false, "released a class that nobody is in");
+            return;
+        };
+        record.uses -= 1;
+        if record.uses > 0 {
+            return;
         }
+        let Class { own, list, .. } = *record;
+        let hash = self.hasher.hash_one((own, list));
+        match self.by_parts.find_entry(hash, |id| *id == class) {
+            Ok(entry) => drop(entry.remove()),
+            Err(_) => debug_assert!(false, "a class was not under its hash"),
+        }
+        record.own = std::mem::replace(&mut self.free, class + 1);
+
+        let classes = self.by_own.slot(own);
+        self.sets.remove(classes, class);
+        if classes.is_empty() {
+            for label in names.labels_of(own) {
+                self.remove_holder(label, Source::Own(own));
+            }
+        }
+        let classes = self.by_list.slot(list);
+        self.sets.remove(classes, class);
+        if classes.is_empty() {
+            for profile in names.profiles_of(list) {
+                let lists = self.listing.slot(profile);
+                self.sets.remove(lists, list);
+                if lists.is_empty() {
+                    inherited.of(profile).labels(names).for_each(|label| self.remove_inherited(label, profile));
+                }
+            }
+        }
+        names.release_labels(own);
+        names.release_profiles(list);
+        self.shrink();
     }
 
-    fn release_parts(&mut self, names: &mut Names, inherited: &ProfileLabels, own: u32, list: u32) {
-        if let Some(labels) = self.own.release(own) {
-            for label in &labels {
-                self.holders.remove(&(label.key, label.value, Source::own(own)));
-            }
-            release_labels(names, &labels);
-        }
-        if let Some(profiles) = self.lists.release(list) {
-            for profile in profiles {
-                self.listing.remove(&(profile, list));
-                if self.lists_of(profile).next().is_none() {
-                    self.remove_holders(profile, inherited.of(profile));
-                }
-                names.release(profile);
-            }
+    /// Gives memory back after mass departures.
+    fn shrink(&mut self) {
+        let Self { records, by_parts, hasher, .. } = self;
+        if by_parts.is_empty() {
+            *self = Self::default();
+        } else if by_parts.capacity() > 64 && by_parts.len() < by_parts.capacity() / 8 {
+            by_parts.shrink_to(by_parts.len() * 2, |id| hash_of(hasher, records, *id));
         }
     }
 
     /// Takes note that the labels of a profile have changed to what `inherited` says now, and collects
-    /// the classes whose labels may be affected.
+    /// the classes whose labels may be affected, in order.
     pub(crate) fn change_profile(
         &mut self,
+        names: &Names,
         inherited: &ProfileLabels,
         change: &ProfileChange,
-        affected: &mut BTreeSet<u32>,
+        affected: &mut Vec<u32>,
     ) {
         let profile = change.profile;
-        if self.lists_of(profile).next().is_none() {
+        let lists = self.listing.get(profile).copied().unwrap_or_default();
+        if lists.is_empty() {
             return;
         }
-        self.remove_holders(profile, &change.old);
-        self.add_holders(profile, inherited.of(profile));
-        for list in self.lists_of(profile) {
-            affected.extend(self.by_list.items(list));
+        let new: SmallVec<[Label; 8]> = inherited.of(profile).labels(names).collect();
+        let old: SmallVec<[Label; 8]> = change.old.labels(names).collect();
+        let is_in = |labels: &[Label], label: &Label| labels.binary_search(label).is_ok();
+        for label in new.iter().filter(|label| !is_in(&old, label)) {
+            self.add_inherited(*label, profile);
+        }
+        for label in old.iter().filter(|label| !is_in(&new, label)) {
+            self.remove_inherited(*label, profile);
+        }
+        for list in self.sets.iter(lists) {
+            affected.extend(self.with_list(list));
+        }
+        affected.sort_unstable();
+        affected.dedup();
+    }
+
+    fn with_own(&self, own: u32) -> impl Iterator<Item = u32> {
+        self.sets.iter(self.by_own.get(own).copied().unwrap_or_default())
+    }
+
+    fn with_list(&self, list: u32) -> impl Iterator<Item = u32> {
+        self.sets.iter(self.by_list.get(list).copied().unwrap_or_default())
+    }
+
+    fn add_inherited(&mut self, label: Label, profile: u32) {
+        self.add_holder(label, Source::Profile(profile));
+        *self.inherited.slot(label.key) += 1;
+    }
+
+    fn remove_inherited(&mut self, label: Label, profile: u32) {
+        self.remove_holder(label, Source::Profile(profile));
+        *self.inherited.slot(label.key) -= 1;
+    }
+
+    fn add_holder(&mut self, label: Label, source: Source) {
+        let holders = self.holders.slot(label.label);
+        if holders.is_empty() {
+            self.sets.insert(self.by_key.slot(label.key), label.label);
+        }
+        self.sets.insert(holders, source.number());
+    }
+
+    fn remove_holder(&mut self, label: Label, source: Source) {
+        let holders = self.holders.slot(label.label);
+        self.sets.remove(holders, source.number());
+        if holders.is_empty() {
+            self.sets.remove(self.by_key.slot(label.key), label.label);
         }
     }
 
-    fn lists_of(&self, profile: u32) -> impl Iterator<Item = u32> {
-        self.listing.range((profile, 0)..=(profile, u32::MAX)).map(|(_, list)| *list)
-    }
-
-    fn add_holders(&mut self, profile: u32, labels: &[Label]) {
-        self.holders.extend(labels.iter().map(|label| (label.key, label.value, Source::profile(profile))));
-    }
-
-    fn remove_holders(&mut self, profile: u32, labels: &[Label]) {
-        for label in labels {
-            self.holders.remove(&(label.key, label.value, Source::profile(profile)));
-        }
-    }
-
-    /// Collects the labels that objects of a class have, each key once.
-    pub(crate) fn effective(&self, inherited: &ProfileLabels, class: u32, labels: &mut Vec<Label>) {
+    /// Collects the labels that objects of a class have, each key once, sorted by key number.
+    pub(crate) fn effective(&self, names: &Names, inherited: &ProfileLabels, class: u32, labels: &mut Vec<Label>) {
         labels.clear();
-        let (own, list) = self.parts(class);
-        labels.extend_from_slice(own);
-        for profile in list {
-            for label in inherited.of(*profile) {
-                let (own, before) = labels.split_at(own.len());
-                let hidden = own.binary_search_by_key(&label.key, |own| own.key).is_ok()
-                    || before.iter().any(|before| before.key == label.key);
-                if !hidden {
-                    labels.push(*label);
+        let Some(class) = self.records.get(class).filter(|class| class.uses > 0) else {
+            debug_assert!(false, "asked for the labels of a class that nobody is in");
+            return;
+        };
+        labels.extend(names.labels_of(class.own));
+        for profile in names.profiles_of(class.list) {
+            let sorted = labels.len();
+            for label in inherited.of(profile).labels(names) {
+                let (before, _) = labels.split_at(sorted);
+                if before.binary_search_by_key(&label.key, |label| label.key).is_err() {
+                    labels.push(label);
                 }
+            }
+            if labels.len() > sorted {
+                labels.sort_unstable();
             }
         }
     }
 
-    fn parts(&self, class: u32) -> (&[Label], &[u32]) {
-        let Some((own, list)) = self.classes.get(class) else {
-            debug_assert!(false, "asked for the labels of a class that nobody is in");
-            return (&[], &[]);
-        };
-        (self.own.get(*own).map_or(&[], |own| own), self.lists.get(*list).map_or(&[], |list| list))
+    /// True if some profile in use here has a label with this key.
+    pub(crate) fn may_inherit(&self, key: u32) -> bool {
+        self.inherited.get(key).is_some_and(|count| *count > 0)
     }
 
-    /// Returns the labels of a class in the form that selectors ask for.
-    pub(crate) fn view<'a>(&'a self, names: &'a Names, inherited: &'a ProfileLabels, class: u32) -> View<'a> {
-        let (own, list) = self.parts(class);
-        View { names, inherited, own, list }
+    fn sources(&self, term: Term) -> impl Iterator<Item = Source> {
+        let number = term.0 >> 1;
+        let (label, labels) = match term == Term::label(number) {
+            true => (Some(number), IdSet::default()),
+            false => (None, self.by_key.get(number).copied().unwrap_or_default()),
+        };
+        let labels = label.into_iter().chain(self.sets.iter(labels));
+        labels.flat_map(|label| self.sets.iter(self.holders.get(label).copied().unwrap_or_default())).map(Source::of)
     }
 
-    /// The classes that may have this key with this value, or with any value. Some may come more than
-    /// once, and some have an own label that hides the one of their profile.
-    pub(crate) fn candidates(&self, key: u32, value: Option<u32>) -> impl Iterator<Item = u32> {
-        let (first, last) = match value {
-            Some(value) => (value, value),
-            None => (0, u32::MAX),
-        };
-        self.holders.range((key, first, Source::MIN)..=(key, last, Source::MAX)).flat_map(|(_, _, source)| {
-            let id = source.0 >> 1;
-            let (own, lists) = match *source == Source::own(id) {
-                true => (Some(self.by_own.items(id)), None),
-                false => (None, Some(self.lists_of(id).flat_map(|list| self.by_list.items(list)))),
+    /// The classes that may have one of these labels. Some come more than once, and some have an own
+    /// label that hides the one of their profile.
+    pub(crate) fn candidates(&self, terms: &[Term]) -> impl Iterator<Item = u32> {
+        terms.iter().flat_map(|term| self.sources(*term)).flat_map(|source| {
+            let (own, profile) = match source {
+                Source::Own(own) => (Some(own), None),
+                Source::Profile(profile) => (None, Some(profile)),
             };
-            own.into_iter().flatten().chain(lists.into_iter().flatten())
+            let lists = profile.and_then(|profile| self.listing.get(profile)).copied().unwrap_or_default();
+            let inheriting = self.sets.iter(lists).flat_map(|list| self.with_list(list));
+            own.into_iter().flat_map(|own| self.with_own(own)).chain(inheriting)
         })
     }
 
     /// All classes.
     pub(crate) fn all(&self) -> impl Iterator<Item = u32> {
-        self.classes.iter().map(|(class, _)| class)
+        self.records.iter().filter(|(_, class)| class.uses > 0).map(|(class, _)| class)
+    }
+
+    /// How many candidates these terms have, counting no further than `limit`.
+    pub(crate) fn count(&self, terms: &[Term], limit: usize) -> usize {
+        let mut count = 0;
+        for source in terms.iter().flat_map(|term| self.sources(*term)) {
+            let len = |set: Option<&IdSet>| self.sets.len(set.copied().unwrap_or_default());
+            count += match source {
+                Source::Own(own) => len(self.by_own.get(own)),
+                Source::Profile(profile) => {
+                    let lists = self.listing.get(profile).copied().unwrap_or_default();
+                    self.sets.iter(lists).map(|list| len(self.by_list.get(list))).sum()
+                }
+            };
+            if count >= limit {
+                return limit;
+            }
+        }
+        count
+    }
+
+    /// Looks at the classes that may have one of these labels, by their own label sets as far as
+    /// possible: `own` is asked about a label set, and says whether its classes must be asked one by
+    /// one (`None`) or what is true of all of them. Those that are or may be are given to `found`,
+    /// some more than once.
+    pub(crate) fn search(
+        &self,
+        names: &Names,
+        terms: &[Term],
+        own: impl FnMut(&[Label]) -> Option<bool>,
+        found: impl FnMut(u32, bool),
+    ) {
+        self.search_sources(names, terms.iter().flat_map(|term| self.sources(*term)), own, found);
+    }
+
+    /// As [`search`](Self::search), among all classes.
+    pub(crate) fn search_all(
+        &self,
+        names: &Names,
+        own: impl FnMut(&[Label]) -> Option<bool>,
+        found: impl FnMut(u32, bool),
+    ) {
+        let all = self.by_own.iter().filter(|(_, classes)| !classes.is_empty());
+        self.search_sources(names, all.map(|(own, _)| Source::Own(own)), own, found);
+    }
+
+    fn search_sources(
+        &self,
+        names: &Names,
+        sources: impl Iterator<Item = Source>,
+        mut own: impl FnMut(&[Label]) -> Option<bool>,
+        mut found: impl FnMut(u32, bool),
+    ) {
+        let mut labels = Vec::new();
+        for source in sources {
+            match source {
+                Source::Own(set) => {
+                    labels.clear();
+                    labels.extend(names.labels_of(set));
+                    let verdict = own(&labels);
+                    if verdict != Some(false) {
+                        self.with_own(set).for_each(|class| found(class, verdict.is_some()));
+                    }
+                }
+                Source::Profile(profile) => {
+                    let lists = self.listing.get(profile).copied().unwrap_or_default();
+                    for list in self.sets.iter(lists) {
+                        self.with_list(list).for_each(|class| found(class, false));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the caller keeps for a class; 0 at first.
+    pub(crate) fn matches(&self, class: u32) -> u32 {
+        self.records.get(class).map_or(0, |class| class.matches)
+    }
+
+    pub(crate) fn set_matches(&mut self, class: u32, matches: u32) {
+        if let Some(class) = self.records.get_mut(class) {
+            class.matches = matches;
+        }
     }
 
     pub(crate) fn is_last_use(&self, class: u32) -> bool {
-        self.classes.uses(class) == 1
+        self.records.get(class).is_some_and(|class| class.uses == 1)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.classes.len()
+        self.by_parts.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { own, lists, classes, by_own: _, by_list: _, listing, holders } = self;
-        own.is_empty() && lists.is_empty() && classes.is_empty() && listing.is_empty() && holders.is_empty()
+        self.by_parts.is_empty()
     }
 }
 
-/// The labels of one class, looked up by name.
-#[derive(Debug)]
-pub(crate) struct View<'a> {
-    names: &'a Names,
-    inherited: &'a ProfileLabels,
-    own: &'a [Label],
-    list: &'a [u32],
-}
-
-impl LabelSource for View<'_> {
-    fn label(&self, name: &str) -> Option<&str> {
-        let key = self.names.find(name)?;
-        let find = |labels: &[Label]| {
-            let at = labels.binary_search_by_key(&key, |label| label.key).ok()?;
-            labels.get(at).map(|label| label.value)
-        };
-        let value =
-            find(self.own).or_else(|| self.list.iter().find_map(|profile| find(self.inherited.of(*profile))))?;
-        self.names.get(value)
-    }
+fn hash_of(hasher: &BuildHasherDefault<FxHasher>, records: &Column<Class>, id: u32) -> u64 {
+    records.get(id).map_or(0, |class| hasher.hash_one((class.own, class.list)))
 }

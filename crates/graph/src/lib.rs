@@ -162,8 +162,7 @@ impl Graph {
             scratch.relisted.extend(self.active.selector_of(policy));
         }
         for selector in scratch.relisted.drain(..) {
-            let (names, _) = self.index.names();
-            self.policy_selectors.matching(names, selector, &mut scratch.classes);
+            self.policy_selectors.matching(selector, &mut scratch.classes);
             for class in scratch.classes.drain(..) {
                 self.endpoints.on_class(class);
                 self.hosts.on_class(class);
@@ -293,15 +292,15 @@ impl Graph {
     pub fn take_batch(&mut self) -> Batch {
         let Self { policy_selectors, active, order, endpoints, hosts, gather, index, .. } = self;
         // Classes that the same selectors match have the same tiers.
-        let mut arranged: HashMap<&[u32], Arc<[TierProgram]>> = HashMap::new();
+        let mut arranged: HashMap<u32, Arc<[TierProgram]>> = HashMap::new();
         let endpoints = endpoints.take(|class| {
             let selectors = policy_selectors.matches_of(class);
-            let arrange = || order.arrange(selectors.iter().flat_map(|selector| active.with_selector(*selector)));
-            Arc::clone(arranged.entry(selectors).or_insert_with(arrange))
+            let arrange = || order.arrange(selectors.flat_map(|selector| active.with_selector(selector)));
+            Arc::clone(arranged.entry(policy_selectors.list_of(class)).or_insert_with(arrange))
         });
         let host_endpoints = hosts.take(|class| {
             let selectors = policy_selectors.matches_of(class);
-            let policies = selectors.iter().flat_map(|selector| active.with_selector(*selector));
+            let policies = selectors.flat_map(|selector| active.with_selector(selector));
             order.arrange_host(&policies.collect::<Vec<_>>())
         });
         let batch = Batch { endpoints, host_endpoints, ..gather.take(index) };

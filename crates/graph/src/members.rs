@@ -4,25 +4,31 @@
 //! with these classes (from `selectors`), needed sets (from `references`).
 //! Output: [`MemberChange`], consumed by `gather`; and the full contents of a set on demand.
 //!
-//! Law: *members(set) = distinct(project(join(set, objects, by selector)))*, counted per contribution
-//! (M-30); new contributions are counted before old ones (M-31). Overlapping members stay (M-33).
-//! There are no deltas for a set before its contents have been taken for the first time (F-8), and per
-//! set and member the deltas alternate.
+//! Law: *members(set) = distinct(project(join(set, objects, by selector)))*; new contributions are
+//! counted before old ones (M-31). Overlapping members stay (M-33). There are no changes for a set
+//! before its contents have been taken for the first time (F-8), and per set and member the changes
+//! alternate.
 //!
-//! Cost: of an object, its addresses times the sets that it is in; of a set, its members.
+//! No set stores its members. What rule M-30 counts is known from who has an address: a member comes
+//! when an object brings it and no other object that the set's selector matches has it, and goes in the
+//! same way.
+//!
+//! Cost: of an object, its addresses times the announced sets that it is in, times the other objects
+//! with the same address (hardly ever one); of the contents of a set, its members.
 
 mod objects;
 
 use std::mem::take;
 
+use ipnet::IpNet;
 use model::{EndpointPort, Name, SetId};
 use smallvec::SmallVec;
 
 use objects::Objects;
-pub(crate) use objects::{Nets, ObjectKey, Ports};
+pub(crate) use objects::{Nets, ObjectKey};
 
 use crate::batch::{SetContents, SetMember, SetType};
-use crate::kit::{Column, Counted, Groups};
+use crate::kit::{Column, IdSet, IdSets};
 use crate::names::Names;
 use crate::references::SetSource;
 use crate::selectors::{MatchDelta, Selectors};
@@ -36,17 +42,21 @@ pub enum MemberChange {
 
 /// What an object brings into sets.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Contribution {
+pub(crate) struct Contribution<'a> {
     pub(crate) nets: Nets,
-    pub(crate) ports: Option<Box<Ports>>,
+    pub(crate) ports: &'a [EndpointPort],
 }
 
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub(crate) struct Members {
     objects: Objects,
-    by_class: Groups,
+    /// By class: its objects.
+    by_class: Column<IdSet, 64>,
+    of_classes: IdSets,
     sets: Column<Option<Box<Set>>>,
+    /// How many sets are needed.
+    needed: usize,
     by_selector: Column<SmallVec<[u32; 2]>>,
     scratch: Scratch,
 }
@@ -57,8 +67,7 @@ struct Set {
     kind: Kind,
     /// The number of its selector; service sets have none.
     selector: Option<u32>,
-    counts: Counted<SetMember>,
-    /// Its contents have been taken, so changes are deltas from now on.
+    /// Its contents have been taken, so changes are told from now on.
     announced: bool,
 }
 
@@ -75,6 +84,9 @@ struct Scratch {
     old: Vec<SetMember>,
     new_sets: Vec<u32>,
     old_sets: Vec<u32>,
+    old_nets: Nets,
+    started: Vec<(u32, u32)>,
+    stopped: Vec<(u32, u32)>,
 }
 
 impl Members {
@@ -85,118 +97,217 @@ impl Members {
         &mut self,
         names: &mut Names,
         key: &ObjectKey<'_>,
-        new: Option<(u32, Contribution)>,
+        new: Option<(u32, Contribution<'_>)>,
         selectors: &Selectors,
         out: &mut Vec<MemberChange>,
     ) -> Option<u32> {
-        let Some((id, old_class, known)) = self.objects.find(names, key) else {
+        let known = self.objects.find(names, key);
+        let Some((id, old_class)) = known else {
             let (class, new) = new?;
-            let mut sets = take(&mut self.scratch.new_sets);
-            self.sets_of(selectors, class, &mut sets);
-            for set in &sets {
-                self.count(*set, Some(&new), None, out);
-            }
-            self.scratch.new_sets = sets;
-            let id = self.objects.insert(names, key, class, new);
-            self.by_class.join(class, id);
+            let id = self.objects.insert(names, key, class, &new);
+            self.of_classes.insert(self.by_class.slot(class), id);
+            let mut scratch = take(&mut self.scratch);
+            self.compare(&mut scratch, selectors, id, None, Some((class, &new)), out);
+            self.scratch = scratch;
             return None;
         };
-        if new.as_ref().is_some_and(|(class, new)| *class == old_class && new == known) {
-            return Some(old_class);
+        let mut scratch = take(&mut self.scratch);
+        let mut old = Contribution { nets: take(&mut scratch.old_nets), ports: self.objects.ports(id) };
+        old.nets.refill(self.objects.nets(id));
+        let new_class = new.as_ref().map(|(class, _)| *class);
+        let is_same = new.as_ref().is_some_and(|(class, new)| *class == old_class && *new == old);
+        if !is_same {
+            let new = new.as_ref().map(|(class, new)| (*class, new));
+            self.compare(&mut scratch, selectors, id, Some((old_class, &old)), new, out);
+        }
+        scratch.old_nets = old.nets;
+        self.scratch = scratch;
+        if is_same {
+            return new_class;
         }
 
-        let (new_class, new) = new.unzip();
-        let old = self.objects.replace(id, old_class, Contribution::default());
-        let mut new_sets = take(&mut self.scratch.new_sets);
-        let mut old_sets = take(&mut self.scratch.old_sets);
-        new_sets.clear();
-        if let Some(class) = new_class {
-            self.sets_of(selectors, class, &mut new_sets);
-        }
-        self.sets_of(selectors, old_class, &mut old_sets);
-        for set in &new_sets {
-            let before = old_sets.binary_search(set).is_ok().then_some(&old);
-            self.count(*set, new.as_ref(), before, out);
-        }
-        for set in &old_sets {
-            let after = new.as_ref().filter(|_| new_sets.binary_search(set).is_ok());
-            self.discount(*set, &old, after, out);
-        }
-        self.scratch.new_sets = new_sets;
-        self.scratch.old_sets = old_sets;
-
-        self.by_class.leave(old_class, id);
-        match new_class.zip(new) {
-            Some((class, new)) => {
-                self.by_class.join(class, id);
-                self.objects.replace(id, class, new);
+        if new_class != Some(old_class) {
+            if let Some(objects) = self.by_class.get_mut(old_class) {
+                self.of_classes.remove(objects, id);
             }
+            if let Some(class) = new_class {
+                self.of_classes.insert(self.by_class.slot(class), id);
+            }
+        }
+        match new {
+            Some((class, new)) => self.objects.replace(id, class, &new),
             None => self.objects.remove(names, id),
         }
         if self.objects.is_empty() {
-            self.by_class = Groups::default();
+            self.by_class = Column::default();
+            self.of_classes = IdSets::default();
         }
         Some(old_class)
     }
 
-    /// Collects the needed sets that objects of a class are in, sorted.
-    fn sets_of(&self, selectors: &Selectors, class: u32, sets: &mut Vec<u32>) {
-        sets.clear();
-        let matches = selectors.matches_of(class);
-        sets.extend(matches.iter().filter_map(|selector| self.by_selector.get(*selector)).flatten());
-        sets.sort_unstable();
-    }
-
-    /// Follows a selector that starts or stops matching a class of objects.
-    pub(crate) fn on_match(&mut self, delta: MatchDelta, out: &mut Vec<MemberChange>) {
-        let (selector, class, started) = match delta {
-            MatchDelta::Started { selector, class } => (selector, class, true),
-            MatchDelta::Stopped { selector, class } => (selector, class, false),
-        };
-        let sets = self.by_selector.get(selector).cloned().unwrap_or_default();
-        for set in sets {
-            self.on_class(set, class, started, out);
+    /// Tells what an object that changes from `old` to `new` brings into announced sets and takes out
+    /// of them. What it itself is stored as does not matter.
+    fn compare(
+        &self,
+        scratch: &mut Scratch,
+        selectors: &Selectors,
+        id: u32,
+        old: Option<(u32, &Contribution<'_>)>,
+        new: Option<(u32, &Contribution<'_>)>,
+        out: &mut Vec<MemberChange>,
+    ) {
+        let Scratch { new: new_members, old: old_members, new_sets, old_sets, .. } = scratch;
+        self.announced_sets_of(selectors, new.map(|(class, _)| class), new_sets);
+        self.announced_sets_of(selectors, old.map(|(class, _)| class), old_sets);
+        for number in &*new_sets {
+            let Some(set) = self.set(*number) else { continue };
+            let before = old.filter(|_| old_sets.binary_search(number).is_ok());
+            set.kind.members(new.map(|(_, new)| new), new_members);
+            set.kind.members(before.map(|(_, old)| old), old_members);
+            for member in new_members.iter().filter(|member| old_members.binary_search(member).is_err()) {
+                if !self.others_have(selectors, set, member, id) {
+                    out.push(MemberChange::Added { set: *number, member: *member });
+                }
+            }
         }
-    }
-
-    fn on_class(&mut self, set: u32, class: u32, started: bool, out: &mut Vec<MemberChange>) {
-        let Some(Some(target)) = self.sets.get_mut(set) else {
-            debug_assert!(false, "a selector has a set that is not needed");
-            return;
-        };
-        let members = &mut self.scratch.new;
-        for object in self.by_class.items(class).filter_map(|id| self.objects.get(id)) {
-            target.kind.members(object, members);
-            for member in members.iter() {
-                if started {
-                    target.add(set, *member, out);
-                } else {
-                    target.remove(set, *member, out);
+        for number in &*old_sets {
+            let Some(set) = self.set(*number) else { continue };
+            let after = new.filter(|_| new_sets.binary_search(number).is_ok());
+            set.kind.members(after.map(|(_, new)| new), new_members);
+            set.kind.members(old.map(|(_, old)| old), old_members);
+            for member in old_members.iter().filter(|member| new_members.binary_search(member).is_err()) {
+                if !self.others_have(selectors, set, member, id) {
+                    out.push(MemberChange::Removed { set: *number, member: *member });
                 }
             }
         }
     }
 
-    /// Adds an empty set. Its members come with matches if the selector is new, otherwise by
-    /// [`fill`](Self::fill).
+    fn set(&self, number: u32) -> Option<&Set> {
+        let set = self.sets.get(number).and_then(Option::as_deref);
+        debug_assert!(set.is_some(), "a selector has a set that is not needed");
+        set
+    }
+
+    /// Collects the announced sets that objects of a class are in, sorted.
+    fn announced_sets_of(&self, selectors: &Selectors, class: Option<u32>, sets: &mut Vec<u32>) {
+        sets.clear();
+        let matches = class.into_iter().flat_map(|class| selectors.matches_of(class));
+        let all = matches.filter_map(|selector| self.by_selector.get(selector)).flatten().copied();
+        sets.extend(all.filter(|set| self.is_announced(*set)));
+        sets.sort_unstable();
+    }
+
+    /// True if an object other than this one has a member in a set.
+    fn others_have(&self, selectors: &Selectors, set: &Set, member: &SetMember, id: u32) -> bool {
+        let Some(selector) = set.selector else { return false };
+        self.owners(set, member).any(|(owner, class)| owner != id && selectors.is_match(selector, class))
+    }
+
+    /// The objects that bring a member into a set whenever its selector matches them, with their classes.
+    fn owners(&self, set: &Set, member: &SetMember) -> impl Iterator<Item = (u32, u32)> {
+        let (net, port) = match member {
+            SetMember::Net(net) => (*net, None),
+            SetMember::AddressPort { address, protocol, port } => (IpNet::from(*address), Some((*protocol, *port))),
+        };
+        self.objects.owners(net).filter(move |(id, _)| {
+            port.is_none_or(|wanted| set.kind.ports(self.objects.ports(*id)).any(|port| port == wanted))
+        })
+    }
+
+    /// Follows selectors that have started or stopped matching classes of objects, all at once;
+    /// `selectors` knows how it is now.
+    pub(crate) fn on_matches(
+        &mut self,
+        deltas: impl Iterator<Item = MatchDelta>,
+        selectors: &Selectors,
+        out: &mut Vec<MemberChange>,
+    ) {
+        let mut started = take(&mut self.scratch.started);
+        let mut stopped = take(&mut self.scratch.stopped);
+        let concerns = |selector: u32| {
+            let sets = self.by_selector.get(selector).into_iter().flatten();
+            sets.into_iter().any(|set| self.is_announced(*set))
+        };
+        for delta in deltas {
+            match delta {
+                MatchDelta::Started { selector, class } if concerns(selector) => started.push((selector, class)),
+                MatchDelta::Stopped { selector, class } if concerns(selector) => stopped.push((selector, class)),
+                MatchDelta::Started { .. } | MatchDelta::Stopped { .. } => (),
+            }
+        }
+        started.sort_unstable();
+        stopped.sort_unstable();
+        let has = |list: &[(u32, u32)], selector, class| list.binary_search(&(selector, class)).is_ok();
+
+        // A member comes if nobody had it before. Of several who bring it now, the first one says so.
+        self.each_member(&started, |number, set, selector, id, member| {
+            let was_there = self.owners(set, member).any(|(owner, class)| {
+                let started = has(&started, selector, class);
+                owner != id
+                    && match started {
+                        true => owner < id,
+                        false => has(&stopped, selector, class) || selectors.is_match(selector, class),
+                    }
+            });
+            if !was_there {
+                out.push(MemberChange::Added { set: number, member: *member });
+            }
+        });
+        // A member goes if nobody has it now. Of several who take it away, the first one says so.
+        self.each_member(&stopped, |number, set, selector, id, member| {
+            let stays = self.owners(set, member).any(|(owner, class)| {
+                let stopped = owner < id && has(&stopped, selector, class);
+                owner != id && (stopped || selectors.is_match(selector, class))
+            });
+            if !stays {
+                out.push(MemberChange::Removed { set: number, member: *member });
+            }
+        });
+        started.clear();
+        stopped.clear();
+        self.scratch.started = started;
+        self.scratch.stopped = stopped;
+    }
+
+    /// Visits what the objects of these classes bring into the announced sets of these selectors.
+    fn each_member(&self, matches: &[(u32, u32)], mut visit: impl FnMut(u32, &Set, u32, u32, &SetMember)) {
+        let mut members = Vec::new();
+        for (selector, class) in matches {
+            let sets = self.by_selector.get(*selector).into_iter().flatten();
+            for number in sets.filter(|set| self.is_announced(**set)) {
+                let Some(set) = self.set(*number) else { continue };
+                for id in self.objects_of(*class) {
+                    self.members_of(set, id, &mut members);
+                    members.iter().for_each(|member| visit(*number, set, *selector, id, member));
+                }
+            }
+        }
+    }
+
+    fn objects_of(&self, class: u32) -> impl Iterator<Item = u32> {
+        self.of_classes.iter(self.by_class.get(class).copied().unwrap_or_default())
+    }
+
+    /// Collects what a stored object brings into a set, each member once.
+    fn members_of(&self, set: &Set, id: u32, members: &mut Vec<SetMember>) {
+        members.clear();
+        set.kind.project(self.objects.nets(id), || self.objects.ports(id), members);
+    }
+
+    /// Adds a set.
     pub(crate) fn on_needed(&mut self, set: u32, id: SetId, source: SetSource, selector: Option<u32>) {
         let kind = match source {
             SetSource::Selector(_) | SetSource::ServiceAddresses => Kind::Nets,
             SetSource::NamedPort { protocol, port, .. } => Kind::NamedPort { protocol, port },
             SetSource::Service => Kind::Service,
         };
-        let new = Set { id, kind, selector, counts: Counted::default(), announced: false };
+        let new = Set { id, kind, selector, announced: false };
         let old = self.sets.replace(set, Some(Box::new(new)));
         debug_assert!(old.is_none(), "a set became needed twice");
+        self.needed += 1;
         if let Some(selector) = selector {
             self.by_selector.slot(selector).push(set);
-        }
-    }
-
-    /// Counts the objects of these classes into a set.
-    pub(crate) fn fill(&mut self, set: u32, classes: &[u32], out: &mut Vec<MemberChange>) {
-        for class in classes {
-            self.on_class(set, *class, true, out);
         }
     }
 
@@ -206,58 +317,34 @@ impl Members {
             debug_assert!(false, "a set became unneeded that was not needed");
             return None;
         };
-        let selector = old.selector?;
-        if let Some(sets) = self.by_selector.get_mut(selector) {
+        self.needed -= 1;
+        if let Some(sets) = old.selector.and_then(|selector| self.by_selector.get_mut(selector)) {
             sets.retain(|other| *other != set);
         }
-        Some(selector)
-    }
-
-    /// Counts up what `new` brings into a set and `old` does not.
-    fn count(&mut self, set: u32, new: Option<&Contribution>, old: Option<&Contribution>, out: &mut Vec<MemberChange>) {
-        let Some((target, new, old)) = self.compare(set, new, old) else { return };
-        for member in new.iter().filter(|member| old.binary_search(member).is_err()) {
-            target.add(set, *member, out);
+        if self.needed == 0 {
+            self.sets = Column::default();
+            self.by_selector = Column::default();
         }
+        old.selector
     }
 
-    /// Counts down what `old` brought into a set and `new` does not.
-    fn discount(&mut self, set: u32, old: &Contribution, new: Option<&Contribution>, out: &mut Vec<MemberChange>) {
-        let Some((target, new, old)) = self.compare(set, new, Some(old)) else { return };
-        for member in old.iter().filter(|member| new.binary_search(member).is_err()) {
-            target.remove(set, *member, out);
-        }
-    }
-
-    fn compare(
-        &mut self,
-        set: u32,
-        new: Option<&Contribution>,
-        old: Option<&Contribution>,
-    ) -> Option<(&mut Set, &[SetMember], &[SetMember])> {
-        let Some(Some(target)) = self.sets.get_mut(set) else {
-            debug_assert!(false, "a selector has a set that is not needed");
-            return None;
-        };
-        let Scratch { new: new_members, old: old_members, .. } = &mut self.scratch;
-        for (contribution, members) in [(new, &mut *new_members), (old, &mut *old_members)] {
-            members.clear();
-            if let Some(contribution) = contribution {
-                target.kind.members(contribution, members);
-            }
-        }
-        Some((target, new_members, old_members))
-    }
-
-    /// Returns the contents of a set; from now on its changes are deltas.
-    pub(crate) fn announce(&mut self, set: u32) -> Option<SetContents> {
-        let set = self.sets.get_mut(set)?.as_mut()?;
-        set.announced = true;
+    /// Returns the contents of a set; from now on its changes are told.
+    pub(crate) fn announce(&mut self, set: u32, selectors: &Selectors) -> Option<SetContents> {
+        self.sets.get_mut(set)?.as_mut()?.announced = true;
+        let set = self.set(set)?;
         let kind = match set.kind {
             Kind::Nets => SetType::Net,
             Kind::NamedPort { .. } | Kind::Service => SetType::AddressPort,
         };
-        Some(SetContents { kind, members: set.counts.unordered().copied().collect() })
+        let mut members = Vec::new();
+        if let Some(selector) = set.selector {
+            let mut classes = Vec::new();
+            selectors.matching(selector, &mut classes);
+            for id in classes.into_iter().flat_map(|class| self.objects_of(class)) {
+                set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members);
+            }
+        }
+        Some(SetContents { kind, members: members.into_iter().collect() })
     }
 
     pub(crate) fn is_announced(&self, set: u32) -> bool {
@@ -274,45 +361,51 @@ impl Members {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.objects.is_empty()
-    }
-}
-
-impl Set {
-    fn add(&mut self, set: u32, member: SetMember, out: &mut Vec<MemberChange>) {
-        if self.counts.add(member) && self.announced {
-            out.push(MemberChange::Added { set, member });
-        }
-    }
-
-    fn remove(&mut self, set: u32, member: SetMember, out: &mut Vec<MemberChange>) {
-        if self.counts.remove(&member) && self.announced {
-            out.push(MemberChange::Removed { set, member });
-        }
+        self.objects.is_empty() && self.needed == 0
     }
 }
 
 impl Kind {
-    /// Collects what an object brings into a set of this kind, sorted, each member once.
-    fn members(&self, object: &Contribution, members: &mut Vec<SetMember>) {
-        members.clear();
+    /// Numbers of the ports that fit, with their protocols; some may come twice.
+    fn ports<'a>(&self, ports: &'a [EndpointPort]) -> impl Iterator<Item = (u8, u16)> + use<'a, '_> {
+        let (wanted, name) = match self {
+            Self::NamedPort { protocol, port } => (*protocol, Some(port)),
+            Self::Nets | Self::Service => (None, None),
+        };
+        let fits = move |port: &&EndpointPort| {
+            Some(&port.name) == name && wanted.is_none_or(|protocol| protocol == port.protocol)
+        };
+        ports.iter().filter(fits).map(|port| (port.protocol, port.port))
+    }
+
+    /// Appends what an object with these networks and ports brings into a set of this kind, each once.
+    fn project<'a>(
+        &self,
+        nets: impl Iterator<Item = IpNet>,
+        ports: impl FnOnce() -> &'a [EndpointPort],
+        members: &mut Vec<SetMember>,
+    ) {
         match self {
-            Self::Nets => members.extend(object.nets.iter().copied().map(SetMember::Net)),
-            Self::NamedPort { protocol, port } => {
-                let fits = |candidate: &&EndpointPort| {
-                    candidate.name == *port && protocol.is_none_or(|protocol| protocol == candidate.protocol)
-                };
-                for port in object.ports.iter().flat_map(|ports| ports.iter()).filter(fits) {
-                    members.extend(object.nets.iter().map(|net| SetMember::AddressPort {
-                        address: net.addr(),
-                        protocol: port.protocol,
-                        port: port.port,
-                    }));
+            Self::Nets => members.extend(nets.map(SetMember::Net)),
+            Self::NamedPort { .. } => {
+                let mut ports: SmallVec<[(u8, u16); 4]> = self.ports(ports()).collect();
+                ports.sort_unstable();
+                ports.dedup();
+                for address in nets.map(|net| net.addr()) {
+                    let member = |&(protocol, port): &_| SetMember::AddressPort { address, protocol, port };
+                    members.extend(ports.iter().map(member));
                 }
-                members.sort_unstable();
-                members.dedup();
             }
             Self::Service => (),
+        }
+    }
+
+    /// Collects what an object brings into a set of this kind, sorted, each member once.
+    fn members(&self, object: Option<&Contribution<'_>>, members: &mut Vec<SetMember>) {
+        members.clear();
+        if let Some(object) = object {
+            self.project(object.nets.iter().copied(), || object.ports, members);
+            members.sort_unstable();
         }
     }
 }

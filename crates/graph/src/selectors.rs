@@ -10,19 +10,21 @@
 //!
 //! Cost: an object whose class exists is a few look-ups. A new class is compared with the selectors
 //! filed under its labels; each selector is filed under one label only, chosen so that few selectors
-//! share it and few objects have it (L-40). A new selector is compared with the classes that have its
-//! rarest label.
+//! share it and few objects have it (L-40). A new selector is compared with the label sets that have its
+//! rarest label, and with single classes only where inherited labels decide. Which selectors match a
+//! class is one number, that of a list: a selector that begins to match a hundred thousand classes
+//! makes a few new lists.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+mod program;
 
-use model::selector::{Restriction, Restrictions};
+use std::mem::take;
+
 use model::{Labels, Name, Selector};
 use smallvec::SmallVec;
 
-use crate::kit::{Column, IdMap, Interner};
-use crate::labels::{Classes, Label, ProfileChange, ProfileLabels};
-use crate::names::Names;
+use crate::kit::{Column, IdMap, IdSet, IdSets, Strings, words};
+use crate::labels::{Classes, ProfileChange, ProfileLabels, Term};
+use crate::names::{Label, Names};
 
 /// A selector started or stopped matching a class of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +33,14 @@ pub(crate) enum MatchDelta {
     Stopped { selector: u32, class: u32 },
 }
 
-/// A label that an object must have, with this value or any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Term {
-    key: u32,
-    value: Option<u32>,
+/// Counts deltas where nobody needs to know them.
+#[derive(Debug, Default)]
+pub(crate) struct Uncollected(pub(crate) u64);
+
+impl Extend<MatchDelta> for Uncollected {
+    fn extend<I: IntoIterator<Item = MatchDelta>>(&mut self, deltas: I) {
+        self.0 += deltas.into_iter().count() as u64;
+    }
 }
 
 /// Where a selector is filed.
@@ -46,20 +51,34 @@ enum Filed {
     Nowhere,
     /// It asks for no label: every new class is compared with it.
     Everywhere,
+    Under(Term),
     /// Under these, of which an object has at most one.
-    Under(SmallVec<[Term; 1]>),
+    UnderEach(Box<[Term]>),
+}
+
+impl Filed {
+    fn terms(&self) -> &[Term] {
+        match self {
+            Self::Nowhere | Self::Everywhere => &[],
+            Self::Under(term) => std::slice::from_ref(term),
+            Self::UnderEach(terms) => terms,
+        }
+    }
 }
 
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub(crate) struct Selectors {
+    /// What a class keeps is the number of the list of its selectors.
     classes: Classes,
-    /// By class: the selectors that match, sorted.
-    matches: Column<SmallVec<[u32; 4]>>,
-    selectors: Interner<Arc<Selector>>,
+    /// Numbers of selectors, sorted.
+    lists: Strings,
+    /// Selectors, compiled.
+    programs: Strings,
     filed: Column<Filed>,
-    by_term: IdMap<Term, SmallVec<[u32; 4]>>,
-    everywhere: BTreeSet<u32>,
+    by_term: IdMap<Term, IdSet>,
+    everywhere: IdSet,
+    sets: IdSets,
     scratch: Scratch,
     stats: SelectorStats,
 }
@@ -67,7 +86,10 @@ pub(crate) struct Selectors {
 #[derive(Debug, Default)]
 struct Scratch {
     labels: Vec<Label>,
-    matches: SmallVec<[u32; 4]>,
+    matches: Vec<u32>,
+    old: Vec<u32>,
+    classes: Vec<u32>,
+    bytes: Vec<u8>,
     stopped: Vec<MatchDelta>,
 }
 
@@ -86,8 +108,11 @@ pub struct SelectorStats {
     pub evals_false: u64,
 }
 
-/// How many classes are looked at to learn how rare a label is.
+/// Up to how many classes are counted to learn how rare a label is.
 const SAMPLE: usize = 64;
+
+/// Buffers for classes that are larger are not kept.
+const KEEP: usize = 4096;
 
 impl Selectors {
     /// Adds one object and returns its class.
@@ -97,13 +122,13 @@ impl Selectors {
         inherited: &ProfileLabels,
         labels: &Labels,
         profiles: &[Name],
-        out: &mut Vec<MatchDelta>,
+        out: &mut impl Extend<MatchDelta>,
     ) -> u32 {
         let (class, new) = self.classes.acquire(names, inherited, labels, profiles);
         if new {
-            let matches = self.evaluate(names, inherited, class);
-            out.extend(matches.iter().map(|selector| MatchDelta::Started { selector: *selector, class }));
-            self.matches.replace(class, matches);
+            let list = self.evaluate(names, inherited, class);
+            self.classes.set_matches(class, list);
+            out.extend(words(self.lists.get(list)).map(|selector| MatchDelta::Started { selector, class }));
         }
         class
     }
@@ -114,16 +139,14 @@ impl Selectors {
         names: &mut Names,
         inherited: &ProfileLabels,
         class: u32,
-        out: &mut Vec<MatchDelta>,
+        out: &mut impl Extend<MatchDelta>,
     ) {
         if self.classes.is_last_use(class) {
-            let matches = self.matches.take(class);
-            out.extend(matches.iter().map(|selector| MatchDelta::Stopped { selector: *selector, class }));
+            let list = self.classes.matches(class);
+            out.extend(words(self.lists.get(list)).map(|selector| MatchDelta::Stopped { selector, class }));
+            self.lists.release(list);
         }
         self.classes.release(names, inherited, class);
-        if self.classes.is_empty() {
-            self.matches = Column::default();
-        }
     }
 
     /// Follows a change of the labels of a profile, which `inherited` has already made.
@@ -132,40 +155,43 @@ impl Selectors {
         names: &Names,
         inherited: &ProfileLabels,
         change: &ProfileChange,
-        out: &mut Vec<MatchDelta>,
+        out: &mut impl Extend<MatchDelta>,
     ) {
-        let mut affected = BTreeSet::new();
-        self.classes.change_profile(inherited, change, &mut affected);
-        let mut stopped = std::mem::take(&mut self.scratch.stopped);
-        for class in affected {
-            let new = self.evaluate(names, inherited, class);
-            let old = self.matches.take(class);
-            for selector in new.iter().filter(|selector| old.binary_search(selector).is_err()) {
-                out.push(MatchDelta::Started { selector: *selector, class });
+        let mut affected = take(&mut self.scratch.classes);
+        let mut stopped = take(&mut self.scratch.stopped);
+        self.classes.change_profile(names, inherited, change, &mut affected);
+        for class in affected.drain(..) {
+            let (old, new) = (self.classes.matches(class), self.evaluate(names, inherited, class));
+            self.classes.set_matches(class, new);
+            if old != new {
+                // What the new list is made of is still at hand.
+                let Scratch { matches, old: before, .. } = &mut self.scratch;
+                before.clear();
+                before.extend(words(self.lists.get(old)));
+                let started = matches.iter().filter(|selector| before.binary_search(selector).is_err());
+                out.extend(started.map(|selector| MatchDelta::Started { selector: *selector, class }));
+                let gone = before.iter().filter(|selector| matches.binary_search(selector).is_err());
+                stopped.extend(gone.map(|selector| MatchDelta::Stopped { selector: *selector, class }));
             }
-            for selector in old.iter().filter(|selector| new.binary_search(selector).is_err()) {
-                stopped.push(MatchDelta::Stopped { selector: *selector, class });
-            }
-            self.matches.replace(class, new);
+            self.lists.release(old);
         }
-        out.append(&mut stopped);
+        out.extend(stopped.drain(..));
         self.scratch.stopped = stopped;
+        self.keep_classes(affected);
     }
 
-    /// Compares a class with the selectors filed under its labels.
-    fn evaluate(&mut self, names: &Names, inherited: &ProfileLabels, class: u32) -> SmallVec<[u32; 4]> {
-        let Self { classes, selectors, by_term, everywhere, scratch, stats, .. } = self;
-        let Scratch { labels, matches, stopped: _ } = scratch;
-        classes.effective(inherited, class, labels);
+    /// Compares a class with the selectors filed under its labels. Returns the number of the list of
+    /// those that match, with a use; the list itself is left in `scratch.matches`.
+    fn evaluate(&mut self, names: &Names, inherited: &ProfileLabels, class: u32) -> u32 {
+        let Self { classes, lists, programs, by_term, everywhere, sets, scratch, stats, .. } = self;
+        let Scratch { labels, matches, bytes, .. } = scratch;
+        classes.effective(names, inherited, class, labels);
         matches.clear();
-        let view = classes.view(names, inherited, class);
-        let under = labels.iter().flat_map(|label| {
-            [Term { key: label.key, value: None }, Term { key: label.key, value: Some(label.value) }]
-        });
-        let filed_here = under.filter_map(|term| by_term.get(&term)).flatten().chain(&*everywhere);
-        for id in filed_here {
-            if selectors.get(*id).is_some_and(|selector| selector.matches(&view)) {
-                matches.push(*id);
+        let under = labels.iter().flat_map(|label| [Term::any_value(label.key), Term::label(label.label)]);
+        let filed_here = under.filter_map(|term| by_term.get(&term)).chain([&*everywhere]);
+        for id in filed_here.flat_map(|selectors| sets.iter(*selectors)) {
+            if program::evaluate(names, programs.get(id), labels, |_| false) == Some(true) {
+                matches.push(id);
                 stats.evals_true += 1;
             } else {
                 stats.evals_false += 1;
@@ -173,7 +199,9 @@ impl Selectors {
         }
         matches.sort_unstable();
         debug_assert!(matches.is_sorted_by(|a, b| a < b), "a selector was found in two ways");
-        matches.clone()
+        bytes.clear();
+        bytes.extend(matches.iter().flat_map(|selector| selector.to_le_bytes()));
+        lists.acquire(bytes).0
     }
 
     /// Adds one user of a selector; returns its number and whether it is the first. Only then is it
@@ -182,192 +210,239 @@ impl Selectors {
         &mut self,
         names: &mut Names,
         inherited: &ProfileLabels,
-        selector: &Arc<Selector>,
-        out: &mut Vec<MatchDelta>,
+        selector: &Selector,
+        out: &mut impl Extend<MatchDelta>,
     ) -> (u32, bool) {
-        let (id, new) = self.selectors.acquire_ref(selector.as_ref(), |_| Arc::clone(selector));
-        if !new {
-            return (id, false);
-        }
-        let choices = self.choices(names, selector);
-        let mut matching = Vec::new();
-        self.scan(choices.as_deref(), |class| {
-            if selector.matches(&self.classes.view(names, inherited, class)) {
-                matching.push(class);
+        let mut program = take(&mut self.scratch.bytes);
+        program.clear();
+        program::compile(names, selector, &mut program);
+        let (id, new) = self.programs.acquire(&program);
+        if new {
+            let filed = match program::choices(&program) {
+                None => Filed::Nowhere,
+                Some(choices) => {
+                    let mut found = take(&mut self.scratch.classes);
+                    self.find(names, inherited, &program, &choices, &mut found);
+                    self.relist(&found, id, true);
+                    out.extend(found.drain(..).map(|class| MatchDelta::Started { selector: id, class }));
+                    self.keep_classes(found);
+                    self.choose(choices)
+                }
+            };
+            for term in filed.terms() {
+                self.sets.insert(self.by_term.entry(*term).or_default(), id);
             }
-        });
-        for class in matching {
-            let matches = self.matches.slot(class);
-            if let Err(at) = matches.binary_search(&id) {
-                matches.insert(at, id);
-                out.push(MatchDelta::Started { selector: id, class });
+            if matches!(filed, Filed::Everywhere) {
+                self.sets.insert(&mut self.everywhere, id);
             }
+            self.filed.replace(id, filed);
+        } else {
+            program::release(names, &program);
         }
-        let filed = self.choose(names, selector);
-        match &filed {
-            Filed::Nowhere => (),
-            Filed::Everywhere => drop(self.everywhere.insert(id)),
-            Filed::Under(terms) => terms.iter().for_each(|term| self.by_term.entry(*term).or_default().push(id)),
+        self.scratch.bytes = program;
+        (id, new)
+    }
+
+    /// Collects the classes that a program matches, in order.
+    fn find(
+        &self,
+        names: &Names,
+        inherited: &ProfileLabels,
+        program: &[u8],
+        choices: &[SmallVec<[Term; 1]>],
+        out: &mut Vec<u32>,
+    ) {
+        let classes = &self.classes;
+        let mut labels = Vec::new();
+        let own = |own: &[Label]| program::evaluate(names, program, own, |key| classes.may_inherit(key));
+        let found = |class: u32, is_decided: bool| {
+            let is_match = is_decided || {
+                classes.effective(names, inherited, class, &mut labels);
+                program::evaluate(names, program, &labels, |_| false) == Some(true)
+            };
+            if is_match {
+                out.push(class);
+            }
+        };
+        match self.rarest(choices) {
+            Some(terms) => classes.search(names, terms, own, found),
+            None => classes.search_all(names, own, found),
         }
-        self.filed.replace(id, filed);
-        (id, true)
+        out.sort_unstable();
+        // A class can be found in more than one way.
+        out.dedup();
+    }
+
+    /// The choice with the fewest candidates; `None` if there is nothing to choose from.
+    fn rarest<'a>(&self, choices: &'a [SmallVec<[Term; 1]>]) -> Option<&'a [Term]> {
+        // Growing limits find the rarest choice at a cost in proportion to it.
+        let mut limit = SAMPLE;
+        loop {
+            let counts = choices.iter().map(|terms| (self.classes.count(terms, limit), terms));
+            let (count, terms) = counts.min_by_key(|(count, _)| *count)?;
+            if count < limit || choices.len() == 1 {
+                return Some(terms);
+            }
+            limit = limit.saturating_mul(8);
+        }
+    }
+
+    /// Puts a selector on the lists of these classes, or takes it off.
+    fn relist(&mut self, classes: &[u32], id: u32, add: bool) {
+        // Few lists turn into few others. Each is in use once more while it is in here, so that no
+        // number changes its meaning.
+        let mut known: Vec<(u32, u32)> = Vec::new();
+        let mut by_old: IdMap<u32, u32> = IdMap::default();
+        let mut last = None;
+        for class in classes {
+            let old = self.classes.matches(*class);
+            let new = match last {
+                Some((of, new)) if of == old => new,
+                _ => *by_old.entry(old).or_insert_with(|| {
+                    let new = relisted(&mut self.lists, &mut self.scratch.matches, old, id, add);
+                    self.lists.retain(old);
+                    known.push((old, new));
+                    new
+                }),
+            };
+            last = Some((old, new));
+            self.classes.set_matches(*class, new);
+            self.lists.retain(new);
+            self.lists.release(old);
+        }
+        for (old, new) in known {
+            self.lists.release(old);
+            self.lists.release(new);
+        }
     }
 
     /// Takes away one user of a selector.
-    pub(crate) fn unregister(&mut self, names: &mut Names, id: u32, out: &mut Vec<MatchDelta>) {
-        if self.selectors.uses(id) == 1 {
-            let mut matching = Vec::new();
-            self.matching(names, id, &mut matching);
-            for class in matching {
-                if let Some(matches) = self.matches.get_mut(class) {
-                    matches.retain(|selector| *selector != id);
+    pub(crate) fn unregister(&mut self, names: &mut Names, id: u32, out: &mut impl Extend<MatchDelta>) {
+        if self.programs.uses(id) == 1 {
+            let mut found = take(&mut self.scratch.classes);
+            self.matching(id, &mut found);
+            self.relist(&found, id, false);
+            out.extend(found.drain(..).map(|class| MatchDelta::Stopped { selector: id, class }));
+            self.keep_classes(found);
+            let filed = self.filed.take(id);
+            for term in filed.terms() {
+                let Some(selectors) = self.by_term.get_mut(term) else { continue };
+                self.sets.remove(selectors, id);
+                if selectors.is_empty() {
+                    self.by_term.remove(term);
                 }
-                out.push(MatchDelta::Stopped { selector: id, class });
             }
-            match self.filed.take(id) {
-                Filed::Nowhere => (),
-                Filed::Everywhere => drop(self.everywhere.remove(&id)),
-                Filed::Under(terms) => terms.iter().for_each(|term| self.unfile(names, *term, id)),
+            if matches!(filed, Filed::Everywhere) {
+                self.sets.remove(&mut self.everywhere, id);
             }
+            program::release(names, self.programs.get(id));
         }
-        self.selectors.release(id);
-        if self.selectors.is_empty() {
+        self.programs.release(id);
+        if self.programs.is_empty() {
             self.filed = Column::default();
             self.by_term = IdMap::default();
+            self.sets = IdSets::default();
         }
     }
 
-    fn unfile(&mut self, names: &mut Names, term: Term, id: u32) {
-        if let Some(selectors) = self.by_term.get_mut(&term) {
-            selectors.retain(|selector| *selector != id);
-            if selectors.is_empty() {
-                self.by_term.remove(&term);
-            }
-        }
-        names.release(term.key);
-        if let Some(value) = term.value {
-            names.release(value);
-        }
-    }
-
-    /// Collects the classes that a selector matches now.
-    pub(crate) fn matching(&self, names: &Names, id: u32, out: &mut Vec<u32>) {
-        let Some(selector) = self.selectors.get(id) else { return };
-        let choices = self.choices(names, selector);
-        let first = out.len();
-        self.scan(choices.as_deref(), |class| {
-            if self.matches_of(class).binary_search(&id).is_ok() {
-                out.push(class);
-            }
-        });
-        // A class can be found in more than one way.
-        let found = out.split_off(first);
-        out.extend(found.into_iter().collect::<BTreeSet<u32>>());
-    }
-
-    /// The selectors that match a class, sorted.
-    pub(crate) fn matches_of(&self, class: u32) -> &[u32] {
-        self.matches.get(class).map_or(&[], |matches| matches)
-    }
-
-    /// Looks at every class that a selector with these choices may match, by the choice with the
-    /// fewest candidates.
-    fn scan(&self, choices: Option<&[SmallVec<[Term; 1]>]>, look: impl FnMut(u32)) {
-        let Some(choices) = choices else { return };
-        if choices.is_empty() {
-            self.classes.all().for_each(look);
+    /// Collects the classes that a selector matches now, in order; none if nobody uses the selector.
+    pub(crate) fn matching(&self, id: u32, out: &mut Vec<u32>) {
+        if self.programs.uses(id) == 0 {
             return;
         }
-        // Doubling limits find the rarest choice at a cost in proportion to it.
-        let mut limit = SAMPLE;
-        let rarest = loop {
-            let counts = choices.iter().map(|terms| (self.candidates(terms).take(limit).count(), terms));
-            match counts.min_by_key(|(count, _)| *count) {
-                Some((count, terms)) if count < limit => break terms,
-                Some(_) => limit = limit.saturating_mul(8),
-                None => return,
+        let Some(choices) = program::choices(self.programs.get(id)) else { return };
+        // Most have the same list as the one before.
+        let mut last = None;
+        let mut look = |class: u32| {
+            let list = self.classes.matches(class);
+            let is_match = match last {
+                Some((of, is_match)) if of == list => is_match,
+                _ => is_on(self.lists.get(list), id),
+            };
+            last = Some((list, is_match));
+            if is_match {
+                out.push(class);
             }
         };
-        self.candidates(rarest).for_each(look);
-    }
-
-    fn candidates(&self, terms: &[Term]) -> impl Iterator<Item = u32> {
-        terms.iter().flat_map(|term| self.classes.candidates(term.key, term.value))
-    }
-
-    /// What a selector asks for: every element is a list of alternatives, at least one of which every
-    /// match has. Names that no object has are left out: nobody can be found under them. `None` if the
-    /// selector can match nothing.
-    fn choices(&self, names: &Names, selector: &Selector) -> Option<Vec<SmallVec<[Term; 1]>>> {
-        let Restrictions::Labels(restrictions) = selector.restrictions() else { return None };
-        let positive = restrictions.iter().filter_map(|(key, restriction)| {
-            let terms = match restriction {
-                Restriction::Absent => return None,
-                Restriction::Present => names.find(key).map(|key| Term { key, value: None }).into_iter().collect(),
-                Restriction::OneOf(values) => {
-                    let term = |value: &Name| Some(Term { key: names.find(key)?, value: Some(names.find(value)?) });
-                    values.iter().filter_map(term).collect()
-                }
-            };
-            Some(terms)
-        });
-        Some(positive.collect())
-    }
-
-    /// Chooses where to file a selector, and takes a use of the names in the place.
-    fn choose(&self, names: &mut Names, selector: &Selector) -> Filed {
-        let Restrictions::Labels(restrictions) = selector.restrictions() else { return Filed::Nowhere };
-        let positive = restrictions.iter().filter(|(_, restriction)| **restriction != Restriction::Absent);
-        let terms = positive.map(|(key, restriction)| {
-            let key = names.acquire(key);
-            let terms: SmallVec<[Term; 1]> = match restriction {
-                Restriction::OneOf(values) => values
-                    .iter()
-                    .enumerate()
-                    .map(|(index, value)| {
-                        if index > 0 {
-                            names.acquire_again(key);
-                        }
-                        Term { key, value: Some(names.acquire(value)) }
-                    })
-                    .collect(),
-                Restriction::Present | Restriction::Absent => SmallVec::from_iter([Term { key, value: None }]),
-            };
-            terms
-        });
-        let mut terms: Vec<_> = terms.collect();
-        let cost = |terms: &SmallVec<[Term; 1]>| {
-            let selectors = terms.iter().filter_map(|term| self.by_term.get(term)).map(|list| list.len()).max();
-            let objects = self.candidates(terms).take(SAMPLE).count();
-            (selectors.unwrap_or(0) + 1) * (objects + 1)
-        };
-        let Some((cheapest, _)) = terms.iter().enumerate().min_by_key(|(_, terms)| cost(terms)) else {
-            return Filed::Everywhere;
-        };
-        let chosen = terms.swap_remove(cheapest);
-        for term in terms.iter().flatten() {
-            names.release(term.key);
-            if let Some(value) = term.value {
-                names.release(value);
-            }
+        match self.rarest(&choices) {
+            Some(terms) => self.classes.candidates(terms).for_each(&mut look),
+            None => self.classes.all().for_each(&mut look),
         }
-        Filed::Under(chosen)
+        out.sort_unstable();
+        out.dedup();
+    }
+
+    /// The selectors that match a class, in order.
+    pub(crate) fn matches_of(&self, class: u32) -> impl Iterator<Item = u32> {
+        words(self.lists.get(self.list_of(class)))
+    }
+
+    /// A number that two classes have in common while the same selectors match them.
+    pub(crate) fn list_of(&self, class: u32) -> u32 {
+        self.classes.matches(class)
+    }
+
+    /// True if a selector matches a class.
+    pub(crate) fn is_match(&self, id: u32, class: u32) -> bool {
+        is_on(self.lists.get(self.list_of(class)), id)
+    }
+
+    /// Chooses where to file a selector.
+    fn choose(&self, choices: Vec<SmallVec<[Term; 1]>>) -> Filed {
+        let cost = |terms: &SmallVec<[Term; 1]>| {
+            let filed = terms.iter().filter_map(|term| self.by_term.get(term)).map(|here| self.sets.len(*here)).max();
+            let (selectors, objects) = (filed.unwrap_or(0), self.classes.count(terms, SAMPLE));
+            // What is not known yet is what the first objects will share.
+            ((selectors + 1) * (objects + 1), selectors)
+        };
+        match choices.into_iter().min_by_key(cost) {
+            None => Filed::Everywhere,
+            Some(terms) => match *terms {
+                [term] => Filed::Under(term),
+                _ => Filed::UnderEach(terms.into_vec().into_boxed_slice()),
+            },
+        }
+    }
+
+    fn keep_classes(&mut self, mut buffer: Vec<u32>) {
+        if buffer.capacity() <= KEEP {
+            buffer.clear();
+            self.scratch.classes = buffer;
+        }
     }
 
     pub(crate) fn stats(&self) -> SelectorStats {
-        let full_scan = self.everywhere.len() as u64;
+        let full_scan = self.sets.len(self.everywhere) as u64;
         SelectorStats {
             classes: self.classes.len() as u64,
-            optimized: self.selectors.len() as u64 - full_scan,
+            optimized: self.programs.len() as u64 - full_scan,
             full_scan,
             ..self.stats
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { classes, matches: _, selectors, filed: _, by_term, everywhere, scratch: _, stats: _ } = self;
-        classes.is_empty() && selectors.is_empty() && by_term.is_empty() && everywhere.is_empty()
+        let Self { classes, lists, programs, filed: _, by_term, everywhere, sets: _, scratch: _, stats: _ } = self;
+        classes.is_empty() && lists.is_empty() && programs.is_empty() && by_term.is_empty() && everywhere.is_empty()
     }
+}
+
+fn is_on(list: &[u8], id: u32) -> bool {
+    let (list, _) = list.as_chunks::<4>();
+    list.binary_search_by_key(&id, |known| u32::from_le_bytes(*known)).is_ok()
+}
+
+/// Returns the number of a list with a selector more or less, with a use.
+fn relisted(lists: &mut Strings, buffer: &mut Vec<u32>, old: u32, id: u32, add: bool) -> u32 {
+    buffer.clear();
+    buffer.extend(words(lists.get(old)));
+    match (buffer.binary_search(&id), add) {
+        (Err(at), true) => buffer.insert(at, id),
+        (Ok(at), false) => drop(buffer.remove(at)),
+        (Ok(_), true) | (Err(_), false) => debug_assert!(false, "a selector was not on the list that it is on"),
+    }
+    let bytes: Vec<u8> = buffer.iter().flat_map(|selector| selector.to_le_bytes()).collect();
+    lists.acquire(&bytes).0
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::OnceLock;
 
 use crate::names::SetId;
+pub use ast::{Join, Node, Reader, Test, Values};
 pub use restrict::{Restriction, Restrictions};
 
 /// A parsed selector. Equality is equality of canonical texts, which is that of trees.
@@ -75,6 +76,11 @@ impl Selector {
     /// Evaluates the selector (L-14 to L-17).
     pub fn matches(&self, labels: &(impl LabelSource + ?Sized)) -> bool {
         eval::matches(&self.tree, labels)
+    }
+
+    /// The parts of the selector, for those who evaluate it in a form of their own.
+    pub fn reader(&self) -> Reader<'_> {
+        self.tree.reader()
     }
 
     /// Returns the canonical text with `prefix` before every label name (L-33).

@@ -10,7 +10,7 @@ use super::Seed;
 
 /// A two-way mapping between values and dense numbers.
 ///
-/// Every [`acquire`](Self::acquire) and [`retain`](Self::retain) is one use, every
+/// Every [`acquire_ref`](Self::acquire_ref) is one use, every
 /// [`release`](Self::release) gives one back; after the last the number is free for another value.
 #[derive(Debug)]
 pub(crate) struct Interner<T> {
@@ -33,28 +33,13 @@ impl<T> Default for Interner<T> {
 }
 
 impl<T: Hash + Eq> Interner<T> {
-    /// Returns the number of a value, and whether the value is new. One more use.
-    pub(crate) fn acquire(&mut self, value: T) -> (u32, bool) {
-        self.acquire_with(value, |value| value)
-    }
-
-    /// As [`acquire`](Self::acquire), for a borrowed value; `own` is called only if the value is new.
+    /// Returns the number of a value, and whether the value is new. One more use. `own` is called only if
+    /// the value is new.
     pub(crate) fn acquire_ref<Q: Hash + Eq + ?Sized>(&mut self, value: &Q, own: impl FnOnce(&Q) -> T) -> (u32, bool)
     where
         T: Borrow<Q>,
     {
         self.acquire_hashed(self.seed.hash_one(value), |known| known.borrow() == value, || own(value))
-    }
-
-    fn acquire_with(&mut self, value: T, own: impl FnOnce(T) -> T) -> (u32, bool) {
-        let hash = self.seed.hash_one(&value);
-        match self.find_hashed(hash, |known| *known == value) {
-            Some(id) => {
-                self.retain(id);
-                (id, false)
-            }
-            None => self.acquire_hashed(hash, |_| false, || own(value)),
-        }
     }
 
     fn acquire_hashed(&mut self, hash: u64, is: impl Fn(&T) -> bool, own: impl FnOnce() -> T) -> (u32, bool) {
@@ -84,14 +69,6 @@ impl<T: Hash + Eq> Interner<T> {
                 }
                 (id, true)
             }
-        }
-    }
-
-    /// One more use of a value that is in use.
-    pub(crate) fn retain(&mut self, id: u32) {
-        match self.slots.get_mut(id as usize) {
-            Some(slot) if slot.value.is_some() => slot.uses += 1,
-            _ => debug_assert!(false, "retained a number that stands for nothing"),
         }
     }
 
@@ -134,28 +111,6 @@ impl<T: Hash + Eq> Interner<T> {
         self.slots.get(id as usize)?.value.as_ref()
     }
 
-    /// How often the value is in use.
-    pub(crate) fn uses(&self, id: u32) -> u32 {
-        self.slots.get(id as usize).filter(|slot| slot.value.is_some()).map_or(0, |slot| slot.uses)
-    }
-
-    /// Returns the number of a value in use.
-    pub(crate) fn find<Q: Hash + Eq + ?Sized>(&self, value: &Q) -> Option<u32>
-    where
-        T: Borrow<Q>,
-    {
-        self.find_hashed(self.seed.hash_one(value), |known| known.borrow() == value)
-    }
-
-    fn find_hashed(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<u32> {
-        self.by_value.find(hash, |id| self.get(*id).is_some_and(&is)).copied()
-    }
-
-    /// All values in use, by number.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        (0u32..).zip(&self.slots).filter_map(|(id, slot)| Some((id, slot.value.as_ref()?)))
-    }
-
     /// How many values are in use.
     pub(crate) fn len(&self) -> usize {
         self.by_value.len()
@@ -184,11 +139,7 @@ mod tests {
             for (value, up) in steps {
                 let text = value.to_string();
                 if up {
-                    let (id, new) = if value % 2 == 0 {
-                        interner.acquire_ref(text.as_str(), str::to_owned)
-                    } else {
-                        interner.acquire(text)
-                    };
+                    let (id, new) = interner.acquire_ref(text.as_str(), str::to_owned);
                     let entry = uses.entry(value).or_insert((id, 0));
                     prop_assert_eq!(new, entry.1 == 0);
                     prop_assert_eq!(entry.0, id);
@@ -204,9 +155,7 @@ mod tests {
                 prop_assert_eq!(interner.is_empty(), uses.is_empty());
                 for (value, (id, _)) in &uses {
                     prop_assert_eq!(interner.get(*id), Some(&value.to_string()));
-                    prop_assert_eq!(interner.find(value.to_string().as_str()), Some(*id));
                 }
-                prop_assert_eq!(interner.iter().count(), uses.len());
             }
         }
     }
@@ -215,13 +164,13 @@ mod tests {
     fn numbers_stay_dense_under_churn_and_memory_is_given_back() {
         let mut interner: Interner<u64> = Interner::default();
         for round in 0..1_000 {
-            let (a, _) = interner.acquire(round);
-            let (b, _) = interner.acquire(round + 1_000_000);
+            let (a, _) = interner.acquire_ref(&round, u64::clone);
+            let (b, _) = interner.acquire_ref(&(round + 1_000_000), u64::clone);
             assert!(a < 2 && b < 2, "numbers of round {round}: {a}, {b}");
             interner.release(a);
             interner.release(b);
         }
-        let ids: Vec<u32> = (0..10_000).map(|value| interner.acquire(value).0).collect();
+        let ids: Vec<u32> = (0..10_000).map(|value| interner.acquire_ref(&value, u64::clone).0).collect();
         for id in &ids[1..] {
             interner.release(*id);
         }

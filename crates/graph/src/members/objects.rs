@@ -1,15 +1,19 @@
 //! Endpoints and network sets in as little memory as possible: there may be hundreds of thousands.
+//!
+//! An endpoint with one address is a record of sixteen bytes, its address with thirty-two, its name in
+//! an arena, and a place in two hash tables: by name, and by address.
 
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use std::net::IpAddr;
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{EndpointPort, HostEndpoint, Name, NetworkSet, WorkloadEndpoint, WorkloadEndpointKey};
 use smallvec::SmallVec;
 
 use super::Contribution;
-use crate::kit::Seed;
+use crate::kit::{Bytes, Column, IdMap, Interner, Seed, Strings, words};
 use crate::names::Names;
 
 /// Identity of an object.
@@ -22,12 +26,7 @@ pub(crate) enum ObjectKey<'a> {
 
 /// Addresses of an object: sorted, each once, none of length zero. Most objects have one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Nets {
-    #[default]
-    None,
-    One(IpNet),
-    Many(Box<[IpNet]>),
-}
+pub(crate) struct Nets(SmallVec<[IpNet; 4]>);
 
 impl Nets {
     /// The addresses of an endpoint; a prefix length, if any, is ignored (M-10).
@@ -65,171 +64,248 @@ impl Nets {
     fn sorted(mut nets: SmallVec<[IpNet; 4]>) -> Self {
         nets.sort_unstable();
         nets.dedup();
-        match *nets {
-            [] => Self::None,
-            [net] => Self::One(net),
-            _ => Self::Many(nets.into_vec().into_boxed_slice()),
-        }
+        Self(nets)
     }
 
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, IpNet> {
-        match self {
-            Self::None => [].iter(),
-            Self::One(net) => std::slice::from_ref(net).iter(),
-            Self::Many(nets) => nets.iter(),
-        }
-    }
-}
-
-/// Named ports of an endpoint. Most have none, so this is kept behind one thin pointer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ports(Vec<EndpointPort>);
-
-impl Ports {
-    /// `None` rather than an empty list.
-    pub(crate) fn of(ports: &[EndpointPort]) -> Option<Box<Self>> {
-        (!ports.is_empty()).then(|| Box::new(Self(ports.to_vec())))
-    }
-
-    pub(crate) fn iter(&self) -> std::slice::Iter<'_, EndpointPort> {
         self.0.iter()
+    }
+
+    /// Holds these from now on, which are sorted.
+    pub(super) fn refill(&mut self, nets: impl Iterator<Item = IpNet>) {
+        self.0.clear();
+        self.0.extend(nets);
     }
 }
 
 /// All objects, numbered densely.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
-    slots: Vec<Option<Object>>,
-    free: Vec<u32>,
+    records: Column<Object>,
+    /// What tells objects of one place apart: of an endpoint, workload and endpoint with a NUL between;
+    /// of a network set or host endpoint, its name.
+    names: Bytes,
+    /// What many objects have in common: kind, and the numbers of host and orchestrator.
+    places: Strings,
     by_key: HashTable<u32>,
+    addresses: Addresses,
+    /// Most have none.
+    ports: IdMap<u32, u32>,
+    port_lists: Interner<Box<[EndpointPort]>>,
     seed: Seed,
+    /// Numbers that have ever been given out.
+    numbers: u32,
+    /// The first number that stands for nothing, plus one.
+    free: u32,
+    key: Vec<u8>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Object {
-    /// Workload of an endpoint, which hardly two endpoints share, or the name of a network set or host endpoint.
-    name: Name,
-    /// Numbers of host, orchestrator and endpoint.
-    place: Place,
+    name: u32,
+    place: u32,
+    /// Of a number that stands for nothing, the next such number, plus one.
     class: u32,
-    contribution: Contribution,
+    /// The first of its addresses.
+    first: Link,
 }
 
-type Place = [u32; 3];
+/// The networks of all objects, and who has a given one.
+#[derive(Debug, Default)]
+struct Addresses {
+    slots: Column<Address>,
+    /// The first of those that have the same network.
+    by_net: HashTable<u32>,
+    seed: Seed,
+    numbers: u32,
+    free: Link,
+}
 
-/// Place of network sets and of host endpoints: their names are all their identity. Too high to be
-/// numbers of names.
-const NETWORK_SETS: Place = [u32::MAX; 3];
-const HOST_ENDPOINTS: Place = [u32::MAX - 1; 3];
+#[derive(Clone, Copy, Debug, Default)]
+struct Address {
+    net: IpNet,
+    object: u32,
+    /// The next of the object, or of the free ones.
+    next: Link,
+    /// The next with the same network.
+    same: Link,
+}
 
-impl<'a> ObjectKey<'a> {
-    fn name(&self) -> &'a Name {
-        match self {
-            Self::Endpoint(key) => &key.workload,
-            Self::NetworkSet(name) | Self::HostEndpoint(name) => name,
-        }
+/// A number, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Link(u32);
+
+impl Default for Link {
+    fn default() -> Self {
+        Self(u32::MAX)
     }
+}
 
-    /// The place, if all its names are in use.
-    fn find_place(&self, names: &Names) -> Option<Place> {
+impl Link {
+    fn get(self) -> Option<u32> {
+        (self != Self::default()).then_some(self.0)
+    }
+}
+
+/// First byte of a place.
+const ENDPOINT: u8 = 0;
+const NETWORK_SET: u8 = 1;
+const HOST_ENDPOINT: u8 = 2;
+
+impl ObjectKey<'_> {
+    fn write_name(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Endpoint(key) => {
-                Some([names.find(&key.host)?, names.find(&key.orchestrator)?, names.find(&key.endpoint)?])
+                bytes.extend_from_slice(key.workload.as_bytes());
+                bytes.push(0);
+                bytes.extend_from_slice(key.endpoint.as_bytes());
             }
-            Self::NetworkSet(_) => Some(NETWORK_SETS),
-            Self::HostEndpoint(_) => Some(HOST_ENDPOINTS),
+            Self::NetworkSet(name) | Self::HostEndpoint(name) => bytes.extend_from_slice(name.as_bytes()),
         }
     }
+}
+
+type Place = SmallVec<[u8; 16]>;
+
+fn place_of_endpoint(host: u32, orchestrator: u32) -> Place {
+    let mut place = Place::from_slice(&[ENDPOINT]);
+    place.extend_from_slice(&host.to_le_bytes());
+    place.extend_from_slice(&orchestrator.to_le_bytes());
+    place
 }
 
 impl Objects {
-    fn hash(seed: &Seed, place: Place, name: &str) -> u64 {
+    fn hash(seed: &Seed, place: u32, name: &[u8]) -> u64 {
         let mut hasher = seed.build_hasher();
         place.hash(&mut hasher);
         name.hash(&mut hasher);
         hasher.finish()
     }
 
-    /// Returns number, class and contribution of an object.
-    pub(super) fn find(&self, names: &Names, key: &ObjectKey<'_>) -> Option<(u32, u32, &Contribution)> {
-        let place = key.find_place(names)?;
-        let name = key.name();
-        let is_it = |id: &u32| self.object(*id).is_some_and(|object| object.place == place && object.name == *name);
-        let id = *self.by_key.find(Self::hash(&self.seed, place, name), is_it)?;
-        self.object(id).map(|object| (id, object.class, &object.contribution))
-    }
-
-    fn object(&self, id: u32) -> Option<&Object> {
-        self.slots.get(id as usize)?.as_ref()
-    }
-
-    pub(super) fn get(&self, id: u32) -> Option<&Contribution> {
-        self.object(id).map(|object| &object.contribution)
+    /// Returns number and class of an object.
+    pub(super) fn find(&mut self, names: &Names, key: &ObjectKey<'_>) -> Option<(u32, u32)> {
+        let place = match key {
+            ObjectKey::Endpoint(key) => place_of_endpoint(names.find(&key.host)?, names.find(&key.orchestrator)?),
+            ObjectKey::NetworkSet(_) => Place::from_slice(&[NETWORK_SET]),
+            ObjectKey::HostEndpoint(_) => Place::from_slice(&[HOST_ENDPOINT]),
+        };
+        let place = self.places.find(&place)?;
+        self.key.clear();
+        key.write_name(&mut self.key);
+        let is_it = |id: &u32| {
+            let object = self.records.get(*id);
+            object.is_some_and(|object| object.place == place && self.names.get(object.name) == self.key)
+        };
+        let id = *self.by_key.find(Self::hash(&self.seed, place, &self.key), is_it)?;
+        self.records.get(id).map(|object| (id, object.class))
     }
 
     /// Adds an object that is not there.
-    pub(super) fn insert(
-        &mut self,
-        names: &mut Names,
-        key: &ObjectKey<'_>,
-        class: u32,
-        contribution: Contribution,
-    ) -> u32 {
+    pub(super) fn insert(&mut self, names: &mut Names, key: &ObjectKey<'_>, class: u32, new: &Contribution<'_>) -> u32 {
         let place = match key {
-            ObjectKey::Endpoint(key) => [&key.host, &key.orchestrator, &key.endpoint].map(|name| names.acquire(name)),
-            ObjectKey::NetworkSet(_) => NETWORK_SETS,
-            ObjectKey::HostEndpoint(_) => HOST_ENDPOINTS,
+            ObjectKey::Endpoint(key) => {
+                let [host, orchestrator] = [&key.host, &key.orchestrator].map(|name| names.acquire(name));
+                let (place, new) = self.places.acquire(&place_of_endpoint(host, orchestrator));
+                if !new {
+                    names.release(host);
+                    names.release(orchestrator);
+                }
+                place
+            }
+            ObjectKey::NetworkSet(_) => self.places.acquire(&[NETWORK_SET]).0,
+            ObjectKey::HostEndpoint(_) => self.places.acquire(&[HOST_ENDPOINT]).0,
         };
-        let object = Object { name: Name::clone(key.name()), place, class, contribution };
-        let hash = Self::hash(&self.seed, place, &object.name);
-        let id = self.free.pop().unwrap_or(self.slots.len() as u32);
-        match self.slots.get_mut(id as usize) {
-            Some(slot) => *slot = Some(object),
-            None => self.slots.push(Some(object)),
+        self.key.clear();
+        key.write_name(&mut self.key);
+        let hash = Self::hash(&self.seed, place, &self.key);
+        let id = self.free.checked_sub(1).unwrap_or(self.numbers);
+        let record = self.records.slot(id);
+        match self.free {
+            0 => self.numbers += 1,
+            _ => self.free = record.class,
         }
-        let Self { slots, by_key, seed, .. } = self;
-        by_key.insert_unique(hash, id, |id| Self::rehash(slots, seed, *id));
+        *record = Object { name: self.names.insert(&self.key), place, class, first: Link::default() };
+        record.first = self.addresses.replace(id, Link::default(), &new.nets);
+        self.set_ports(id, new.ports);
+        let Self { records, names, by_key, seed, .. } = self;
+        by_key.insert_unique(hash, id, |id| Self::rehash(records, names, seed, *id));
         id
     }
 
-    fn rehash(slots: &[Option<Object>], seed: &Seed, id: u32) -> u64 {
-        let object = slots.get(id as usize).and_then(Option::as_ref);
-        object.map_or(0, |object| Self::hash(seed, object.place, &object.name))
+    fn rehash(records: &Column<Object>, names: &Bytes, seed: &Seed, id: u32) -> u64 {
+        records.get(id).map_or(0, |object| Self::hash(seed, object.place, names.get(object.name)))
     }
 
-    /// Replaces what an object brings, and returns what it brought.
-    pub(super) fn replace(&mut self, id: u32, class: u32, new: Contribution) -> Contribution {
-        match self.slots.get_mut(id as usize) {
-            Some(Some(object)) => {
-                object.class = class;
-                std::mem::replace(&mut object.contribution, new)
-            }
-            Some(None) | None => {
-                debug_assert!(false, "replaced an object that does not exist");
-                new
-            }
+    /// Replaces what an object is and brings.
+    pub(super) fn replace(&mut self, id: u32, class: u32, new: &Contribution<'_>) {
+        if let Some(object) = self.records.get_mut(id) {
+            object.class = class;
+            object.first = self.addresses.replace(id, object.first, &new.nets);
         }
+        self.set_ports(id, new.ports);
     }
 
     pub(super) fn remove(&mut self, names: &mut Names, id: u32) {
-        let Some(object) = self.slots.get_mut(id as usize).and_then(Option::take) else {
+        let Some(object) = self.records.get_mut(id) else {
             debug_assert!(false, "removed an object that does not exist");
             return;
         };
-        let hash = Self::hash(&self.seed, object.place, &object.name);
-        if let Ok(entry) = self.by_key.find_entry(hash, |known| *known == id) {
-            entry.remove();
+        let Object { name, place, first, .. } = *object;
+        *object = Object { class: std::mem::replace(&mut self.free, id + 1), ..Object::default() };
+        self.addresses.replace(id, first, &Nets::default());
+        self.set_ports(id, &[]);
+        let hash = Self::hash(&self.seed, place, self.names.get(name));
+        match self.by_key.find_entry(hash, |known| *known == id) {
+            Ok(entry) => drop(entry.remove()),
+            Err(_) => debug_assert!(false, "an object was not under its hash"),
         }
-        self.free.push(id);
-        if ![NETWORK_SETS, HOST_ENDPOINTS].contains(&object.place) {
-            object.place.into_iter().for_each(|name| names.release(name));
+        self.names.remove(name);
+        if self.places.uses(place) == 1
+            && let Some((&ENDPOINT, numbers)) = self.places.get(place).split_first()
+        {
+            words(numbers).for_each(|name| names.release(name));
         }
-        let Self { slots, by_key, seed, .. } = self;
+        self.places.release(place);
+
+        let Self { records, names, by_key, seed, .. } = self;
         if by_key.is_empty() {
             *self = Self { seed: seed.clone(), ..Self::default() };
         } else if by_key.capacity() > 64 && by_key.len() < by_key.capacity() / 8 {
-            by_key.shrink_to(by_key.len() * 2, |id| Self::rehash(slots, seed, *id));
+            by_key.shrink_to(by_key.len() * 2, |id| Self::rehash(records, names, seed, *id));
         }
+    }
+
+    fn set_ports(&mut self, id: u32, ports: &[EndpointPort]) {
+        if ports.is_empty() && self.ports.is_empty() {
+            return;
+        }
+        let old = if ports.is_empty() {
+            self.ports.remove(&id)
+        } else {
+            let (list, _) = self.port_lists.acquire_ref(ports, |ports| ports.into());
+            self.ports.insert(id, list)
+        };
+        if let Some(old) = old {
+            self.port_lists.release(old);
+        }
+        if self.ports.is_empty() {
+            self.ports = IdMap::default();
+        }
+    }
+
+    /// The networks of an object, sorted.
+    pub(super) fn nets(&self, id: u32) -> impl Iterator<Item = IpNet> {
+        self.addresses.chain(self.records.get(id).map_or(Link::default(), |object| object.first))
+    }
+
+    pub(super) fn ports(&self, id: u32) -> &[EndpointPort] {
+        let list = (!self.ports.is_empty()).then(|| self.ports.get(&id)).flatten();
+        list.and_then(|list| self.port_lists.get(*list)).map_or(&[], |ports| ports)
+    }
+
+    /// The objects that have exactly this network, with their classes.
+    pub(super) fn owners(&self, net: IpNet) -> impl Iterator<Item = (u32, u32)> {
+        self.addresses.owners(net).filter_map(|id| Some((id, self.records.get(id)?.class)))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -241,13 +317,207 @@ impl Objects {
     }
 }
 
+impl Addresses {
+    /// Makes the chain of an object that of these networks, and returns its first link.
+    fn replace(&mut self, object: u32, first: Link, nets: &Nets) -> Link {
+        let mut result = first;
+        // The link behind which we are, and the one that follows.
+        let (mut before, mut at) = (Link::default(), first);
+        let mut new = nets.iter().peekable();
+        loop {
+            let old = at.get().and_then(|number| self.slots.get(number)).copied();
+            let order = match (old, new.peek()) {
+                (None, None) => break,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (Some(old), Some(new)) => old.net.cmp(new),
+            };
+            let Address { next, .. } = old.unwrap_or_default();
+            match order {
+                std::cmp::Ordering::Equal => {
+                    (before, at) = (at, next);
+                    new.next();
+                }
+                std::cmp::Ordering::Less => {
+                    self.remove(at.0);
+                    *self.place_behind(before, &mut result) = next;
+                    at = next;
+                }
+                std::cmp::Ordering::Greater => {
+                    let Some(net) = new.next() else { break };
+                    let added = Link(self.insert(*net, object, at));
+                    *self.place_behind(before, &mut result) = added;
+                    before = added;
+                }
+            }
+        }
+        result
+    }
+
+    fn place_behind<'a>(&'a mut self, before: Link, first: &'a mut Link) -> &'a mut Link {
+        match before.get().and_then(|number| self.slots.get_mut(number)) {
+            Some(address) => &mut address.next,
+            None => first,
+        }
+    }
+
+    fn insert(&mut self, net: IpNet, object: u32, next: Link) -> u32 {
+        let Self { slots, by_net, seed, numbers, free } = self;
+        let number = free.get().unwrap_or(*numbers);
+        let of = |number: &u32| slots.get(*number).map(|address| address.net);
+        let place = by_net.entry(
+            seed.hash_one(net),
+            |number| of(number) == Some(net),
+            |number| seed.hash_one(of(number).unwrap_or_default()),
+        );
+        let same = match place {
+            Entry::Occupied(mut place) => Link(std::mem::replace(place.get_mut(), number)),
+            Entry::Vacant(place) => {
+                place.insert(number);
+                Link::default()
+            }
+        };
+        let slot = slots.slot(number);
+        match free.get() {
+            None => *numbers += 1,
+            Some(_) => *free = slot.next,
+        }
+        *slot = Address { net, object, next, same };
+        number
+    }
+
+    fn remove(&mut self, number: u32) {
+        let Self { slots, by_net, seed, free, .. } = self;
+        let Some(Address { net, same, .. }) = slots.get(number).copied() else { return };
+        let of = |number: &u32| slots.get(*number).map(|address| address.net);
+        match by_net.find_entry(seed.hash_one(net), |number| of(number) == Some(net)) {
+            Ok(mut place) => {
+                let first = *place.get();
+                if first != number {
+                    let mut at = Link(first);
+                    while let Some(address) = at.get().and_then(|at| slots.get_mut(at)) {
+                        if address.same == Link(number) {
+                            address.same = same;
+                            break;
+                        }
+                        at = address.same;
+                    }
+                } else if let Some(next) = same.get() {
+                    *place.get_mut() = next;
+                } else {
+                    place.remove();
+                }
+            }
+            Err(_) => debug_assert!(false, "a network was not under its hash"),
+        }
+        *slots.slot(number) = Address { next: std::mem::replace(free, Link(number)), ..Address::default() };
+        if by_net.is_empty() {
+            *self = Self { seed: seed.clone(), ..Self::default() };
+        } else if by_net.capacity() > 64 && by_net.len() < by_net.capacity() / 8 {
+            let of = |number: &u32| slots.get(*number).map_or(IpNet::default(), |address| address.net);
+            by_net.shrink_to(by_net.len() * 2, |number| seed.hash_one(of(number)));
+        }
+    }
+
+    fn chain(&self, first: Link) -> impl Iterator<Item = IpNet> {
+        let mut at = first;
+        std::iter::from_fn(move || {
+            let address = self.slots.get(at.get()?)?;
+            at = address.next;
+            Some(address.net)
+        })
+    }
+
+    fn owners(&self, net: IpNet) -> impl Iterator<Item = u32> {
+        let is_it = |number: &u32| self.slots.get(*number).is_some_and(|address| address.net == net);
+        let mut at = self.by_net.find(self.seed.hash_one(net), is_it).map_or(Link::default(), |number| Link(*number));
+        std::iter::from_fn(move || {
+            let address = self.slots.get(at.get()?)?;
+            at = address.same;
+            Some(address.object)
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+    use proptest::sample::subsequence;
+
     use super::*;
 
     #[test]
-    fn an_object_takes_no_more_than_a_cache_line() {
-        assert_eq!(size_of::<Option<Object>>(), 64);
+    fn records_are_small() {
+        assert_eq!((size_of::<Object>(), size_of::<Address>()), (16, 32));
+    }
+
+    fn any_nets() -> impl Strategy<Value = Vec<&'static str>> {
+        subsequence(vec!["10.0.0.1/32", "10.0.0.2/32", "10.0.0.0/8", "192.0.2.0/24", "fd00::1/128", "fd00::/64"], 0..=6)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn objects_have_what_they_were_given_and_networks_know_their_owners(
+            steps in prop::collection::vec((0..12usize, prop::option::weighted(0.7, (0..3u32, any_nets(), 0..3usize))), 0..60),
+        ) {
+            let endpoints: Vec<WorkloadEndpointKey> =
+                ["h/o/w/e", "h/o/w/f", "h/p/w/e", "i/o/w/e"].iter().map(|key| testkit::build::wep_key(key)).collect();
+            let sets: Vec<Name> = ["w", "x", "w\0e", ""].into_iter().map(Name::from).collect();
+            let key = |which: usize| match endpoints.get(which) {
+                Some(key) => ObjectKey::Endpoint(key),
+                None if which.is_multiple_of(2) => ObjectKey::NetworkSet(&sets[(which - endpoints.len()) / 2]),
+                None => ObjectKey::HostEndpoint(&sets[(which - endpoints.len()) / 2]),
+            };
+            let port = |name: &str, port| EndpointPort { name: name.into(), protocol: 6, port };
+            let ports = [vec![], vec![port("http", 80)], vec![port("http", 80), port("dns", 53)]];
+            let (mut objects, mut names) = (Objects::default(), Names::default());
+            let mut model: BTreeMap<usize, (u32, u32, BTreeSet<IpNet>, usize)> = BTreeMap::new();
+            for (which, value) in steps {
+                let known = objects.find(&names, &key(which));
+                prop_assert_eq!(known, model.get(&which).map(|(id, class, ..)| (*id, *class)));
+                match (known, value) {
+                    (None, None) => (),
+                    (Some((id, _)), None) => {
+                        objects.remove(&mut names, id);
+                        model.remove(&which);
+                    }
+                    (known, Some((class, nets, of))) => {
+                        let nets: BTreeSet<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
+                        let new = Contribution { nets: Nets(nets.iter().copied().collect()), ports: &ports[of] };
+                        let id = match known {
+                            Some((id, _)) => {
+                                objects.replace(id, class, &new);
+                                id
+                            }
+                            None => objects.insert(&mut names, &key(which), class, &new),
+                        };
+                        model.insert(which, (id, class, nets, of));
+                    }
+                }
+                prop_assert_eq!(objects.len(), model.len());
+                let mut owners: BTreeMap<IpNet, BTreeSet<(u32, u32)>> = BTreeMap::new();
+                for (id, class, nets, of) in model.values() {
+                    prop_assert!(objects.nets(*id).eq(nets.iter().copied()));
+                    prop_assert_eq!(objects.ports(*id), &ports[*of][..]);
+                    for net in nets {
+                        prop_assert!(owners.entry(*net).or_default().insert((*id, *class)));
+                    }
+                }
+                for (net, expected) in owners {
+                    let owners: Vec<(u32, u32)> = objects.owners(net).collect();
+                    prop_assert_eq!(owners.len(), expected.len());
+                    prop_assert_eq!(owners.into_iter().collect::<BTreeSet<_>>(), expected);
+                }
+            }
+            for (id, ..) in model.into_values() {
+                objects.remove(&mut names, id);
+            }
+            prop_assert!(objects.is_empty() && names.is_empty());
+            prop_assert_eq!((objects.numbers, objects.addresses.numbers), (0, 0));
+        }
     }
 
     #[test]

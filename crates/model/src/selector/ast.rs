@@ -15,9 +15,9 @@
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Tree(Box<str>);
 
-/// One element of a [`Tree`].
+/// One element of a selector.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Node<'a> {
+pub enum Node<'a> {
     /// Negates the operand that follows.
     Not,
     /// Joins the operands up to the position `end`.
@@ -36,14 +36,14 @@ pub(super) enum Node<'a> {
 
 /// How the operands of a group are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Join {
+pub enum Join {
     And,
     Or,
 }
 
 /// What is asked of the value of a label.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Test<'a> {
+pub enum Test<'a> {
     Equals(&'a str),
     NotEquals(&'a str),
     Contains(&'a str),
@@ -55,15 +55,15 @@ pub(super) enum Test<'a> {
 
 /// Values of a set: sorted by byte value, without duplicates.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Values<'a> {
+pub struct Values<'a> {
     /// A number for each value: where it ends in `text`.
     ends: &'a str,
     text: &'a str,
 }
 
-/// Reads the nodes of a tree in order.
+/// Reads the nodes of a tree in order, operators before their operands.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reader<'a> {
+pub struct Reader<'a> {
     text: &'a str,
     at: usize,
 }
@@ -278,7 +278,7 @@ impl Builder {
 
 impl<'a> Reader<'a> {
     /// Where the next node begins.
-    pub(super) const fn position(&self) -> usize {
+    pub const fn position(&self) -> usize {
         self.at
     }
 
@@ -288,7 +288,8 @@ impl<'a> Reader<'a> {
     }
 
     /// The next node, in the order of the text.
-    pub(super) fn next(&mut self) -> Option<Node<'a>> {
+    #[allow(clippy::should_implement_trait, reason = "whoever reads must also ask for positions, and skip")]
+    pub fn next(&mut self) -> Option<Node<'a>> {
         let letter = *self.text.as_bytes().get(self.at)?;
         self.at += 1;
         let letter = char::from(letter);
@@ -375,7 +376,7 @@ impl<'a> Values<'a> {
         self.text.get(start..fixed(self.ends, index)?)
     }
 
-    pub(super) fn iter(self) -> impl Iterator<Item = &'a str> {
+    pub fn iter(self) -> impl Iterator<Item = &'a str> {
         (0..self.len()).filter_map(move |index| self.get(index))
     }
 
