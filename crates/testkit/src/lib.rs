@@ -5,6 +5,7 @@
 pub mod build;
 pub mod etcd;
 pub mod frames;
+pub mod interpret;
 pub mod naive;
 pub mod netns;
 pub mod packets;

@@ -49,7 +49,7 @@ const LABELS: [&str; 5] = ["a=1", "a=2", "a=12", "b=1", "b"];
 const PROFILE_LABELS: [&str; 7] = ["a=1", "a=2", "a=12", "b=1", "b", "pcns.x=1", "pcns.x=2"];
 const PORTS: [&str; 6] = ["http/tcp/80", "http/udp/80", "http/tcp/1", "dns/udp/3", "dns/tcp/3", "http/sctp/1"];
 /// `kns.ns` has labels at most and never rules: what lists it stays closed.
-const PROFILES: [&str; 4] = ["p", "q", "kns.ns", model::profile::DEFAULT_ALLOW];
+const PROFILES: [&str; 7] = ["p", "p", "p", "q", "q", "kns.ns", model::profile::DEFAULT_ALLOW];
 const TIERS: [&str; 3] = ["default", "t", "u"];
 const POLICIES: [&str; 8] = ["gnp/a", "gnp/b", "gnp/c", "np/ns/a", "np/ns/b", "np/ns/c", "np/other/a", "sgnp/s"];
 
@@ -116,7 +116,7 @@ impl Domain {
     pub fn packet(&self, dice: &mut Dice) -> Packet {
         let addresses = if dice.one_in(2) { &self.v4 } else { &self.v6 };
         let (source, destination) = (dice.pick(addresses), dice.pick(addresses));
-        let protocol = dice.pick(&[6, 6, 6, 17, 17, 132, 1, 58, 47, 4]);
+        let protocol = dice.pick(&[6, 6, 6, 6, 6, 6, 17, 17, 17, 17, 132, 132, 1, 1, 58, 58, 47, 4]);
         let packet = Packet::new(source, destination, protocol).of(match dice.roll(16) {
             0 => Connection::Established,
             1 => Connection::Related,
@@ -146,14 +146,21 @@ impl Domain {
         model::convert::static_updates()
     }
 
-    /// A random history, cut into batches. It begins with [`Self::beginning`] and a few objects that make it
-    /// likely that packets meet something.
+    /// A random history, cut into batches. It begins with [`Self::beginning`] and enough objects that most
+    /// packets meet something.
     pub fn history(&self, dice: &mut Dice) -> Vec<Vec<Update>> {
-        let mut batches = vec![Self::beginning()];
-        let first: Vec<Update> = (0..dice.roll(12)).map(|_| self.update(dice)).collect();
-        batches[0].extend(first);
+        let mut first = Self::beginning();
+        for (n, interface) in self.interfaces.iter().enumerate() {
+            if !dice.one_in(8) {
+                let wep = build::wep(&format!("{HOST}/k8s/ns/w{n}/e")).interface(interface);
+                first.push(self.addressed(dice, wep));
+            }
+        }
+        first.extend((0..dice.roll(3)).map(|_| self.any_profile_rules(dice)));
+        first.extend((0..dice.roll(10)).map(|_| self.update(dice)));
+        let mut batches = vec![first];
         for _ in 0..=dice.roll(4) {
-            batches.push((0..=dice.roll(8)).map(|_| self.update(dice)).collect());
+            batches.push((0..=dice.roll(6)).map(|_| self.update(dice)).collect());
         }
         batches
     }
@@ -161,14 +168,14 @@ impl Domain {
     /// A change of one object: a new value, or none.
     pub fn update(&self, dice: &mut Dice) -> Update {
         let update = match dice.roll(18) {
-            0..=4 => self.any_endpoint(dice),
-            5..=10 => self.any_policy(dice),
-            11..=13 => self.any_profile_rules(dice),
-            14 => self.any_profile_labels(dice),
-            15 | 16 => self.any_tier(dice),
+            0..=3 => self.any_endpoint(dice),
+            4..=9 => self.any_policy(dice),
+            10..=12 => self.any_profile_rules(dice),
+            13 => self.any_profile_labels(dice),
+            14 | 15 => self.any_tier(dice),
             _ => self.any_network_set(dice),
         };
-        if dice.one_in(5) { build::absent(&update) } else { update }
+        if dice.one_in(6) { build::absent(&update) } else { update }
     }
 
     /// A world that does not change: the given endpoints with random labels, profiles and named ports, and
@@ -192,8 +199,11 @@ impl Domain {
 
     fn any_endpoint(&self, dice: &mut Dice) -> Update {
         let host = dice.pick(&[HOST, HOST, HOST, "h2"]);
-        let wep = build::wep(&format!("{host}/k8s/ns/w{}/e", dice.roll(5)));
-        let wep = wep.interface(&dice.pick(&self.interfaces));
+        let n = dice.roll(self.interfaces.len() as u64 + 1) as usize;
+        // Mostly its own interface, now and then one that another claims too.
+        let own = self.interfaces.get(n).filter(|_| !dice.one_in(4)).cloned();
+        let interface = own.unwrap_or_else(|| dice.pick(&self.interfaces));
+        let wep = build::wep(&format!("{host}/k8s/ns/w{n}/e")).interface(&interface);
         self.addressed(dice, wep)
     }
 

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use model::selector::LabelSource;
 use model::{
-    EndpointPort, Labels, Name, NetworkSet, Policy, PolicyKey, ProfileRules, Tier, Update, WorkloadEndpoint,
+    EndpointPort, Labels, Name, NetworkSet, Policy, PolicyKey, ProfileRules, Rule, Tier, Update, WorkloadEndpoint,
     WorkloadEndpointKey,
 };
+
+use crate::packet::Direction;
+use crate::reason::{RuleOwner, RulePlace};
 
 /// See the [module documentation](self).
 #[derive(Clone, Debug)]
@@ -92,6 +95,24 @@ impl Facts {
         let claimants =
             self.workloads.iter().filter(|(key, value)| *key.host == *host && *value.interface == *interface);
         claimants.map(|(key, _)| key).min_by_key(|key| (&key.orchestrator, &key.workload, &key.endpoint))
+    }
+
+    /// Returns the rule that a verdict names.
+    pub fn rule(&self, place: &RulePlace) -> Option<&Rule> {
+        let (inbound, outbound) = match &place.owner {
+            RuleOwner::Policy { key, .. } => {
+                let policy = self.policies.get(key)?;
+                (&policy.inbound, &policy.outbound)
+            }
+            RuleOwner::Profile(name) => {
+                let profile = self.profile_rules.get(name)?;
+                (&profile.inbound, &profile.outbound)
+            }
+        };
+        match place.direction {
+            Direction::Ingress => inbound.get(place.index),
+            Direction::Egress => outbound.get(place.index),
+        }
     }
 
     pub(crate) fn policies(&self) -> impl Iterator<Item = (&PolicyKey, &Policy)> {

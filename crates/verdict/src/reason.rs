@@ -264,7 +264,7 @@ impl fmt::Display for Mismatch {
             Self::Net { side } => write!(f, "the {side} is in none of its networks"),
             Self::ExcludedNet { side, net } => write!(f, "the {side} is in {net}"),
             Self::NotInSet { side, selector, without } => {
-                let selector = selector.as_ref().map_or("all()", |selector| selector.canonical());
+                let selector = selector.as_ref().map_or_else(|| "all()".to_owned(), |selector| selector.canonical());
                 write!(f, "the {side} is no address of an object with {selector}")?;
                 without.as_ref().map_or(Ok(()), |without| write!(f, " and not {}", without.canonical()))
             }

@@ -16,7 +16,7 @@ enum PortKinds {
 
 impl Domain {
     pub(super) fn rules(&self, dice: &mut Dice) -> Vec<Rule> {
-        (0..dice.roll(4)).map(|_| self.rule(dice)).collect()
+        (0..dice.roll(5)).map(|_| self.rule(dice)).collect()
     }
 
     /// One rule. It has few matches, so that packets meet it now and then.
@@ -24,6 +24,10 @@ impl Domain {
         let actions = [Action::Allow, Action::Allow, Action::Allow, Action::Deny, Action::Pass, Action::Log];
         let mut rule = build::rule_of(dice.pick(&actions));
         rule.family = dice.pick(&[None, None, None, None, None, None, Some(Family::V4), Some(Family::V6)]);
+        if dice.one_in(10) {
+            self.alternatives(dice, &mut rule);
+            return rule;
+        }
         let kinds = protocol(dice, &mut rule);
         rule.source = self.entity(dice, kinds);
         rule.destination = self.entity(dice, kinds);
@@ -40,16 +44,43 @@ impl Domain {
         rule
     }
 
+    /// Three or four lists of alternatives in one rule: each needs a block of its own in the program.
+    fn alternatives(&self, dice: &mut Dice, rule: &mut Rule) {
+        rule.protocol = Some(Protocol::Number(dice.pick(&[6, 6, 17])));
+        let nets = |dice: &mut Dice| (0..2 + dice.roll(5)).map(|_| dice.pick(&self.nets)).collect();
+        let ports = |dice: &mut Dice| {
+            let mut ports = vec![Port::Named(dice.pick(&["http", "dns"]).into())];
+            let range = |dice: &mut Dice| PortRange { first: dice.roll(90) as u16 + 1, last: 90 };
+            ports.extend((0..1 + dice.roll(3)).map(|_| Port::Range(range(dice))));
+            ports
+        };
+        let missing = dice.roll(8);
+        for (n, side) in [&mut rule.source, &mut rule.destination].into_iter().enumerate() {
+            if missing != n as u64 {
+                side.nets = nets(dice);
+            }
+            if missing != 2 + n as u64 {
+                side.ports = ports(dice);
+            }
+            if dice.one_in(4) {
+                side.not_nets = self.some_nets(dice);
+            }
+            if dice.one_in(8) {
+                side.selector = Some(dice.pick(&self.selectors));
+            }
+        }
+    }
+
     fn entity(&self, dice: &mut Dice, kinds: PortKinds) -> EntityMatch {
         let mut entity = EntityMatch::default();
-        for _ in 0..dice.roll(3) {
-            match dice.roll(9) {
+        for _ in 0..dice.pick(&[0, 0, 0, 1, 1, 2]) {
+            match dice.roll(11) {
                 0 | 1 => entity.nets = self.some_nets(dice),
                 2 => entity.not_nets = self.some_nets(dice),
-                3 | 4 => entity.selector = Some(dice.pick(&self.selectors)),
-                5 => entity.not_selector = Some(dice.pick(&self.selectors)),
-                6 | 7 if kinds != PortKinds::None => entity.ports = ports(dice, kinds),
-                8 if kinds != PortKinds::None => entity.not_ports = ports(dice, kinds),
+                3..=5 => entity.selector = Some(dice.pick(&self.selectors)),
+                6 => entity.not_selector = Some(dice.pick(&self.selectors)),
+                7..=9 if kinds != PortKinds::None => entity.ports = ports(dice, kinds),
+                10 if kinds != PortKinds::None => entity.not_ports = ports(dice, kinds),
                 _ => {}
             }
         }
@@ -102,15 +133,16 @@ fn protocol(dice: &mut Dice, rule: &mut Rule) -> PortKinds {
 
 /// Few, more than fit in one match, or more than fit in one rule.
 fn ports(dice: &mut Dice, kinds: PortKinds) -> Vec<Port> {
+    let numeric = kinds == PortKinds::Both;
     let most = match dice.roll(24) {
-        0 => 200,
-        1..=5 => 40,
+        0 if numeric => 200,
+        1..=5 if numeric => 40,
         _ => 3,
     };
-    let numeric = kinds == PortKinds::Both;
-    let port = |dice: &mut Dice| match dice.roll(4) {
-        0 | 1 if numeric => Port::Range(PortRange { first: dice.roll(6) as u16 + 1, last: 6 }),
-        2 if numeric => Port::Range(PortRange::single(dice.pick(&[1, 3, 5, 80, 300]))),
+    let names = if most > 3 { 100 } else { 4 };
+    let port = |dice: &mut Dice| match dice.roll(names) {
+        1..=2 if numeric => Port::Range(PortRange::single(dice.pick(&[1, 3, 5, 80, 300]))),
+        3.. if numeric => Port::Range(PortRange { first: dice.roll(6) as u16 + 1, last: 6 }),
         _ => Port::Named(dice.pick(&["http", "dns"]).into()),
     };
     (0..=dice.roll(most)).map(|_| port(dice)).collect()
