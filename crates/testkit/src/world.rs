@@ -167,7 +167,8 @@ impl Domain {
 
     /// A change of one object: a new value, or none.
     pub fn update(&self, dice: &mut Dice) -> Update {
-        let update = match dice.roll(18) {
+        let update = match dice.roll(19) {
+            18 => self.any_host_endpoint(dice),
             0..=3 => self.any_endpoint(dice),
             4..=9 => self.any_policy(dice),
             10..=12 => self.any_profile_rules(dice),
@@ -205,6 +206,21 @@ impl Domain {
         let interface = own.unwrap_or_else(|| dice.pick(&self.interfaces));
         let wep = build::wep(&format!("{host}/k8s/ns/w{n}/e")).interface(&interface);
         self.addressed(dice, wep)
+    }
+
+    /// On an interface that no packet takes: it counts as an object with addresses, ports and labels.
+    fn any_host_endpoint(&self, dice: &mut Dice) -> Update {
+        let mut hep = build::hep(dice.pick(&["first", "second"]), dice.pick(&[HOST, "h2"]));
+        for ip in dice.some(&self.v4, 2).into_iter().chain(dice.some(&self.v6, 2)) {
+            hep = hep.ip(&ip.to_string());
+        }
+        for label in dice.some(&LABELS, 2) {
+            hep = hep.label(label);
+        }
+        for port in dice.some(&PORTS, 2) {
+            hep = hep.port(port);
+        }
+        hep.interface(dice.pick(&["eth8", "eth9"])).build()
     }
 
     fn remote_endpoint(&self, dice: &mut Dice) -> Update {

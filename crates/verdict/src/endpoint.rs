@@ -1,11 +1,13 @@
 //! The endpoint that a packet is judged at, and what of its surroundings the operator chose.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::{Labels, Name, WorkloadEndpointKey};
 
-use crate::facts::{Effective, Facts};
+use crate::facts::{ALL_INTERFACES, Effective, Facts};
 use crate::packet::{Direction, Packet, Side};
 
 const UDP: u8 = 17;
@@ -15,7 +17,7 @@ const IP_IN_IP: u8 = 4;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EndpointKey {
     Workload(WorkloadEndpointKey),
-    /// The name of a host endpoint of this host.
+    /// The name of a host endpoint.
     Host(Name),
 }
 
@@ -25,6 +27,8 @@ pub struct Subject<'a> {
     pub key: EndpointKey,
     /// False only for workloads that are switched off (T-22).
     pub active: bool,
+    /// A host endpoint for all interfaces that have none of their own (T-24).
+    pub is_wildcard: bool,
     pub labels: &'a Labels,
     pub profiles: &'a [Name],
 }
@@ -63,6 +67,8 @@ pub struct Failsafe {
 pub struct Settings {
     /// Beginnings of the names of workload interfaces.
     pub interface_prefixes: Vec<Name>,
+    /// Addresses of the host's interfaces, for host endpoints that name none.
+    pub interface_addresses: BTreeMap<Name, Vec<IpAddr>>,
     /// False with `DisableConntrackInvalidCheck`.
     pub check_invalid: bool,
     pub vxlan_port: u16,
@@ -77,6 +83,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             interface_prefixes: vec!["cali".into()],
+            interface_addresses: BTreeMap::new(),
             check_invalid: true,
             vxlan_port: 4789,
             allow_vxlan_from_workloads: false,
@@ -130,9 +137,24 @@ impl<'a> Subject<'a> {
         match key {
             EndpointKey::Workload(workload) => {
                 let value = facts.workload(workload)?;
-                Some(Self { key: key.clone(), active: value.active, labels: &value.labels, profiles: &value.profiles })
+                Some(Self {
+                    key: key.clone(),
+                    active: value.active,
+                    is_wildcard: false,
+                    labels: &value.labels,
+                    profiles: &value.profiles,
+                })
             }
-            EndpointKey::Host(_) => None,
+            EndpointKey::Host(name) => {
+                let value = facts.host_endpoint(name)?;
+                Some(Self {
+                    key: key.clone(),
+                    active: true,
+                    is_wildcard: *value.interface == *ALL_INTERFACES,
+                    labels: &value.labels,
+                    profiles: &value.profiles,
+                })
+            }
         }
     }
 

@@ -10,17 +10,21 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use model::selector::LabelSource;
 use model::{
-    EndpointPort, Labels, Name, NetworkSet, Policy, PolicyKey, ProfileRules, Rule, Tier, Update, WorkloadEndpoint,
-    WorkloadEndpointKey,
+    EndpointPort, HostEndpoint, Labels, Name, NetworkSet, Policy, PolicyKey, ProfileRules, Rule, Tier, Update,
+    WorkloadEndpoint, WorkloadEndpointKey,
 };
 
 use crate::packet::Direction;
 use crate::reason::{RuleOwner, RulePlace};
 
+/// The interface name of the host endpoint that is for all interfaces.
+pub(crate) const ALL_INTERFACES: &str = "*";
+
 /// See the [module documentation](self).
 #[derive(Clone, Debug)]
 pub struct Facts {
     workloads: BTreeMap<WorkloadEndpointKey, Arc<WorkloadEndpoint>>,
+    hosts: BTreeMap<Name, Arc<HostEndpoint>>,
     network_sets: BTreeMap<Name, Arc<NetworkSet>>,
     policies: BTreeMap<PolicyKey, Arc<Policy>>,
     tiers: BTreeMap<Name, Tier>,
@@ -32,6 +36,7 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ObjectKey {
     Workload(WorkloadEndpointKey),
+    HostEndpoint(Name),
     NetworkSet(Name),
 }
 
@@ -47,6 +52,7 @@ pub(crate) struct Effective<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Object<'a> {
     Workload(&'a WorkloadEndpointKey, &'a WorkloadEndpoint),
+    Host(&'a Name, &'a HostEndpoint),
     NetworkSet(&'a Name, &'a NetworkSet),
 }
 
@@ -62,6 +68,7 @@ impl Facts {
     pub fn new() -> Self {
         let mut facts = Self {
             workloads: BTreeMap::new(),
+            hosts: BTreeMap::new(),
             network_sets: BTreeMap::new(),
             policies: BTreeMap::new(),
             tiers: BTreeMap::new(),
@@ -76,6 +83,7 @@ impl Facts {
     pub fn put(&mut self, update: Update) {
         match update {
             Update::WorkloadEndpoint(key, value) => put(&mut self.workloads, key, value),
+            Update::HostEndpoint(name, value) => put(&mut self.hosts, name, value),
             Update::NetworkSet(name, value) => put(&mut self.network_sets, name, value),
             Update::Policy(key, value) => put(&mut self.policies, key, value),
             Update::Tier(name, value) => put(&mut self.tiers, name, value),
@@ -95,6 +103,25 @@ impl Facts {
         let claimants =
             self.workloads.iter().filter(|(key, value)| *key.host == *host && *value.interface == *interface);
         claimants.map(|(key, _)| key).min_by_key(|key| (&key.orchestrator, &key.workload, &key.endpoint))
+    }
+
+    pub fn host_endpoint(&self, name: &Name) -> Option<&HostEndpoint> {
+        self.hosts.get(name).map(AsRef::as_ref)
+    }
+
+    /// Returns the host endpoint of a host that has an interface with certain addresses, the smallest of
+    /// several: one that names the interface, or one that names none and expects one of the addresses. What
+    /// has none is of the endpoint that names all interfaces (netfilter.md 14.1, 14.4).
+    pub fn host_owner(&self, host: &str, interface: &str, addresses: &[IpAddr]) -> Option<&Name> {
+        let find = |is: &dyn Fn(&HostEndpoint) -> bool| {
+            self.hosts.iter().find(|(_, value)| *value.host == *host && is(value)).map(|(name, _)| name)
+        };
+        let expects = |value: &HostEndpoint| {
+            let v4 = value.expected_v4.iter().map(|address| IpAddr::V4(*address));
+            v4.chain(value.expected_v6.iter().map(|address| IpAddr::V6(*address))).any(|one| addresses.contains(&one))
+        };
+        find(&|value| *value.interface == *interface || (value.interface.is_empty() && expects(value)))
+            .or_else(|| find(&|value| *value.interface == *ALL_INTERFACES))
     }
 
     /// Returns the rule that a verdict names.
@@ -131,7 +158,8 @@ impl Facts {
     /// state (M-11), and network sets.
     pub(crate) fn objects(&self) -> impl Iterator<Item = Object<'_>> {
         let workloads = self.workloads.iter().map(|(key, value)| Object::Workload(key, value));
-        workloads.chain(self.network_sets.iter().map(|(name, value)| Object::NetworkSet(name, value)))
+        let endpoints = workloads.chain(self.hosts.iter().map(|(name, value)| Object::Host(name, value)));
+        endpoints.chain(self.network_sets.iter().map(|(name, value)| Object::NetworkSet(name, value)))
     }
 }
 
@@ -154,6 +182,7 @@ impl<'a> Object<'a> {
     pub(crate) fn key(self) -> ObjectKey {
         match self {
             Self::Workload(key, _) => ObjectKey::Workload(key.clone()),
+            Self::Host(name, _) => ObjectKey::HostEndpoint(name.clone()),
             Self::NetworkSet(name, _) => ObjectKey::NetworkSet(name.clone()),
         }
     }
@@ -161,17 +190,23 @@ impl<'a> Object<'a> {
     pub(crate) fn labels(self, facts: &'a Facts) -> Effective<'a> {
         match self {
             Self::Workload(_, value) => Effective { facts, own: &value.labels, profiles: &value.profiles },
+            Self::Host(_, value) => Effective { facts, own: &value.labels, profiles: &value.profiles },
             Self::NetworkSet(_, value) => Effective { facts, own: &value.labels, profiles: &value.profiles },
         }
     }
 
     /// Returns what the object contributes that an address is in (M-10): an address of an endpoint, whatever
-    /// prefix length it is stored with, or a network of a network set.
+    /// prefix length it is stored with, one that a host endpoint expects, or a network of a network set.
     pub(crate) fn holds(self, address: IpAddr) -> Option<IpNet> {
         match self {
             Self::Workload(_, value) => {
                 let v4 = value.v4_nets.iter().map(|net| IpAddr::V4(net.addr()));
                 let mut all = v4.chain(value.v6_nets.iter().map(|net| IpAddr::V6(net.addr())));
+                all.find(|own| *own == address).map(IpNet::from)
+            }
+            Self::Host(_, value) => {
+                let v4 = value.expected_v4.iter().map(|own| IpAddr::V4(*own));
+                let mut all = v4.chain(value.expected_v6.iter().map(|own| IpAddr::V6(*own)));
                 all.find(|own| *own == address).map(IpNet::from)
             }
             Self::NetworkSet(_, value) => value.nets.iter().find(|net| net.contains(&address)).copied(),
@@ -182,6 +217,7 @@ impl<'a> Object<'a> {
     pub(crate) fn ports(self) -> &'a [EndpointPort] {
         match self {
             Self::Workload(_, value) => &value.ports,
+            Self::Host(_, value) => &value.ports,
             Self::NetworkSet(..) => &[],
         }
     }
@@ -191,6 +227,7 @@ impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Workload(key) => write!(f, "workload endpoint {key}"),
+            Self::HostEndpoint(name) => write!(f, "host endpoint {name}"),
             Self::NetworkSet(name) => write!(f, "network set {name}"),
         }
     }

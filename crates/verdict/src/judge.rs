@@ -64,37 +64,58 @@ impl<'a> Judge<'a> {
     }
 
     /// Returns what becomes of a packet that passes through a host, given the interfaces it comes from and
-    /// goes to: the workload that sends it is asked and then the one that receives it (T-23).
+    /// goes to (T-23). Asked in this order, as far as they exist: the forward list of the host endpoint that
+    /// it arrives at, the workload that sends it, the workload that receives it, the forward list of the host
+    /// endpoint that it leaves through. Without any, there is no verdict.
     ///
-    /// A packet of a known connection is accepted by the first that is asked (netfilter.md 8.2, row 5b).
+    /// Whoever denies ends the walk, and so does whoever finds a known connection, because it is accepted at
+    /// once (netfilter.md 8.2, row 5b). Otherwise the last that is asked decides whether the packet is allowed
+    /// (14.3). The untracked and pre-DNAT lists come before all this and are not asked.
     pub fn judge_forwarded(&self, host: &str, from: &str, to: &str, packet: &Packet) -> Forwarded {
         let mut forwarded = Forwarded { packet: *packet, outcome: Outcome::NoVerdict, verdicts: Vec::new() };
-        for (interface, direction) in [(from, Direction::Egress), (to, Direction::Ingress)] {
-            if !self.settings.is_workload_interface(interface) {
-                continue;
-            }
-            let verdict = self.judge_interface(host, interface, direction, packet);
-            let is_last = verdict.outcome != Outcome::Allow || verdict.reason == Reason::KnownConnection;
+        let asked = [
+            (List::Forward, from, Direction::Ingress),
+            (List::Normal, from, Direction::Egress),
+            (List::Normal, to, Direction::Ingress),
+            (List::Forward, to, Direction::Egress),
+        ];
+        for (list, interface, direction) in asked {
+            let verdict = match list {
+                List::Forward => self.at_host(host, interface, direction, packet),
+                List::Normal | List::Untracked | List::PreDnat => self.at_workload(host, interface, direction, packet),
+            };
+            let Some(verdict) = verdict else { continue };
+            let ends = verdict.outcome == Outcome::Deny || verdict.reason == Reason::KnownConnection;
             forwarded.outcome = verdict.outcome;
             forwarded.verdicts.push(verdict);
-            if is_last {
+            if ends {
                 break;
             }
         }
         forwarded
     }
 
-    fn judge_interface(&self, host: &str, interface: &str, direction: Direction, packet: &Packet) -> Verdict {
+    fn at_host(&self, host: &str, interface: &str, direction: Direction, packet: &Packet) -> Option<Verdict> {
+        let addresses = self.settings.interface_addresses.get(interface).map_or(&[][..], Vec::as_slice);
+        let name = self.facts.host_owner(host, interface, addresses)?;
+        self.judge(&EndpointKey::Host(name.clone()), List::Forward, direction, packet)
+    }
+
+    /// `None` if the interface is not one of workloads.
+    fn at_workload(&self, host: &str, interface: &str, direction: Direction, packet: &Packet) -> Option<Verdict> {
+        if !self.settings.is_workload_interface(interface) {
+            return None;
+        }
         let owner = self.facts.owner(host, interface).map(|key| EndpointKey::Workload(key.clone()));
         let verdict = owner.and_then(|key| self.judge(&key, List::Normal, direction, packet));
-        verdict.unwrap_or_else(|| Verdict {
+        Some(verdict.unwrap_or_else(|| Verdict {
             outcome: Outcome::Deny,
             reason: Reason::NoEndpoint { interface: interface.into() },
             endpoint: None,
             list: List::Normal,
             direction,
             steps: Vec::new(),
-        })
+        }))
     }
 }
 
@@ -103,12 +124,13 @@ impl<'a> Walk<'a> {
         if !subject.active {
             return (Outcome::Deny, Reason::Inactive);
         }
+        let is_unused = subject.is_workload() && self.list != List::Normal;
+        if is_unused || (subject.is_wildcard && self.list == List::Untracked) {
+            // T-11, T-24.
+            return (Outcome::NoVerdict, Reason::Undecided);
+        }
         if let Some(decided) = self.before_the_tiers(subject) {
             return decided;
-        }
-        if subject.is_workload() && self.list != List::Normal {
-            // T-11.
-            return (Outcome::NoVerdict, Reason::Undecided);
         }
         let tiers = lists::tiers(self.judge.facts, subject, self.list);
         for tier in &tiers {

@@ -21,6 +21,7 @@ const WANTED: &[(&str, u64)] = &[
     ("update inactive endpoint", 1_000),
     ("update endpoint with several addresses", 1_000),
     ("update endpoint with named ports", 1_000),
+    ("update host endpoint", 1_000),
     ("update tier that passes", 1_000),
     ("update tier without order", 1_000),
     ("update staged policy", 1_000),
@@ -50,6 +51,7 @@ const WANTED: &[(&str, u64)] = &[
     ("asked two endpoints", 1_000),
     ("member of two objects", 100),
     ("member of a network set", 100),
+    ("member of a host endpoint", 50),
     ("allow by profile", 1_000),
     ("deny by profile", 500),
     ("allow by policy", 1_000),
@@ -113,6 +115,9 @@ impl Seen {
         if contributions.iter().any(|one| matches!(one.object, verdict::ObjectKey::NetworkSet(_))) {
             self.count("member of a network set");
         }
+        if contributions.iter().any(|one| matches!(one.object, verdict::ObjectKey::HostEndpoint(_))) {
+            self.count("member of a host endpoint");
+        }
         if contributions.iter().any(|one| one.port.is_some()) {
             self.count(format!("{outcome} by named port"));
         }
@@ -130,6 +135,7 @@ impl Seen {
                 self.count_if(v4_nets.len() + v6_nets.len() > 1, "update endpoint with several addresses");
                 self.count_if(!ports.is_empty(), "update endpoint with named ports");
             }
+            Update::HostEndpoint(_, Some(_)) => self.count("update host endpoint"),
             Update::Policy(key, Some(policy)) => {
                 let Policy { ingress, egress, do_not_track, pre_dnat, apply_on_forward, always_needed, .. } = **policy;
                 self.count_if(key.kind.is_staged(), "update staged policy");
@@ -151,6 +157,7 @@ impl Seen {
             }
             Update::ProfileLabels(_, Some(_)) => self.count("update profile labels"),
             Update::WorkloadEndpoint(..)
+            | Update::HostEndpoint(..)
             | Update::Policy(..)
             | Update::ProfileRules(..)
             | Update::Tier(..)
