@@ -4,8 +4,10 @@
 //! (K-2). A value that cannot be used gives the absent update at once, together with one log line for each change of
 //! the key: the machine reports a change once, so a retry never repeats the line.
 
-use model::convert::{Complaint, Effect, Options, convert, static_updates};
-use model::{ResourceKey, Update};
+use std::time::{Duration, Instant};
+
+use model::Update;
+use model::convert::{Complaint, Converter, Effect, Options, static_updates};
 use tracing::warn;
 
 /// Complaints about one value that a line of the log holds, and the length of each, in characters.
@@ -13,17 +15,23 @@ const MOST_COMPLAINTS: usize = 5;
 const LONGEST_COMPLAINT: usize = 300;
 const LONGEST_KEY: usize = 500;
 
-/// Converts resources one by one; each conversion depends on nothing but the key, the value and the options.
-#[derive(Clone, Debug)]
+/// How long what nobody uses any more may stay, if nothing happens that would make it go by itself.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
+/// Converts resources one by one; what each conversion gives depends on nothing but the key, the value and the options.
+#[derive(Debug)]
 pub(crate) struct Decoder {
-    options: Options,
+    converter: Converter,
+    /// Something was decoded since it was last tidy.
+    used: bool,
+    tidied: Option<Instant>,
     /// The records that are not stored (K-6), until they are delivered.
     unstored: Vec<Update>,
 }
 
 impl Decoder {
     pub(crate) fn new(options: Options) -> Self {
-        Self { options, unstored: static_updates() }
+        Self { converter: Converter::new(options), used: false, tidied: None, unstored: static_updates() }
     }
 
     /// Returns, the first time, the records that exist without being stored.
@@ -33,21 +41,30 @@ impl Decoder {
 
     /// Appends what the new value of a key, or its absence, means.
     pub(crate) fn decode(&mut self, key: &[u8], value: Option<&[u8]>, out: &mut Vec<Update>) {
-        let Some(resource) = ResourceKey::parse(key) else {
+        self.used = true;
+        let Some(complaints) = self.converter.decode(key, value, out) else {
             return;
         };
-        let converted = convert(&resource, value, &self.options);
-        if !converted.complaints.is_empty() {
+        if !complaints.is_empty() {
             let key = shortened(&String::from_utf8_lossy(key), LONGEST_KEY);
-            let rejected = converted.complaints.iter().any(|complaint| complaint.effect == Effect::Rejected);
-            let reason = summary(&converted.complaints);
+            let rejected = complaints.iter().any(|complaint| complaint.effect == Effect::Rejected);
+            let reason = summary(&complaints);
             if rejected {
                 warn!(key, reason, "invalid resource treated as absent");
             } else {
                 warn!(key, reason, "resource has invalid parts");
             }
         }
-        out.extend(converted.updates);
+    }
+
+    /// Forgets texts and selectors that no object has any more, now and then.
+    pub(crate) fn tidy(&mut self, now: Instant) {
+        let last = *self.tidied.get_or_insert(now);
+        if self.used && now.duration_since(last) >= TIDY_EVERY {
+            self.converter.pool().sweep();
+            self.tidied = Some(now);
+            self.used = false;
+        }
     }
 }
 
@@ -149,6 +166,34 @@ mod tests {
             .map(|update| matches!(update, Update::Tier(_, Some(_))))
             .collect();
         assert_eq!(seen, [false, false, false, true]);
+    }
+
+    #[test]
+    fn after_everything_was_deleted_nothing_is_kept() {
+        let mut decoder = Decoder::new(Options::default());
+        let start = Instant::now();
+        let mut updates = Vec::new();
+        let documents = [
+            (
+                "workloadendpoints/ns/h-k8s-pod-eth0",
+                r#"{"metadata":{"labels":{"a":"b"}},"spec":{"ipNetworks":["10.0.0.1"],"interfaceName":"c"}}"#,
+            ),
+            ("networkpolicies/ns/p", r#"{"metadata":{"namespace":"ns"},"spec":{"selector":"has(a)"}}"#),
+        ];
+        for (key, value) in documents {
+            decoder.decode(format!("{RESOURCES}{key}").as_bytes(), Some(value.as_bytes()), &mut updates);
+        }
+        decoder.tidy(start);
+        decoder.tidy(start + TIDY_EVERY);
+        assert!(!decoder.converter.pool().is_empty(), "the objects have them");
+        for (key, _) in documents {
+            decoder.decode(format!("{RESOURCES}{key}").as_bytes(), None, &mut updates);
+        }
+        drop(updates);
+        decoder.tidy(start + TIDY_EVERY + TIDY_EVERY / 2);
+        assert!(!decoder.converter.pool().is_empty(), "not yet");
+        decoder.tidy(start + 2 * TIDY_EVERY);
+        assert!(decoder.converter.pool().is_empty());
     }
 
     #[test]

@@ -82,6 +82,7 @@ async fn deliver(decoder: &mut Decoder, events: Vec<Event>, out: &Sender<FromDat
             tokio::task::yield_now().await;
         }
     }
+    decoder.tidy(now());
     flush(&mut updates, out).await
 }
 

@@ -40,9 +40,9 @@ mod profile;
 mod rule;
 mod selectors;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::intern::Pool;
 use crate::key::{PolicyKey, PolicyKind, ResourceKey, WorkloadEndpointKey};
 use crate::labels::Labels;
 use crate::names::Name;
@@ -69,81 +69,180 @@ pub struct Converted {
     pub complaints: Vec<Complaint>,
 }
 
-/// Converts the value of one key; `None` means that the key was deleted.
+/// Converts the value of one key by itself; `None` means that the key was deleted. Whoever has many values keeps a
+/// [`Converter`].
 pub fn convert(key: &ResourceKey, value: Option<&[u8]>, options: &Options) -> Converted {
-    let mut complaints = Complaints::default();
-    let updates = match key {
-        ResourceKey::WorkloadEndpoint { namespace, name } => {
-            match WorkloadEndpointKey::from_resource_name(namespace, name) {
-                Ok(key) => {
-                    let resource = read(value, &mut complaints);
-                    let endpoint = resource.and_then(|resource| endpoint::convert(resource, options, &mut complaints));
-                    vec![Update::WorkloadEndpoint(key, endpoint.map(Arc::new))]
+    let mut updates = Vec::new();
+    let complaints = Converter::new(*options).convert(key, value, &mut updates);
+    Converted { updates, complaints }
+}
+
+/// Converts value after value, and keeps what recurs once.
+#[derive(Debug, Default)]
+pub struct Converter {
+    options: Options,
+    pool: Pool,
+}
+
+impl Converter {
+    pub fn new(options: Options) -> Self {
+        Self { options, pool: Pool::default() }
+    }
+
+    /// Texts and selectors of what was converted so far.
+    pub fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    /// Appends what the value of a key means, or that there is none, and returns what an operator should put right.
+    ///
+    /// Returns `None` if the key is none of the agent's business (K-2).
+    pub fn decode(&mut self, key: &[u8], value: Option<&[u8]>, updates: &mut Vec<Update>) -> Option<Vec<Complaint>> {
+        // Of these there are most by far, so their key takes no detour.
+        if let Some((namespace, name)) = crate::key::workload_endpoint(key) {
+            let text = value.map(v3::text);
+            let mut complaints = Complaints::default();
+            self.endpoint((namespace, name), text.as_deref(), updates, &mut complaints);
+            return Some(complaints.into_list());
+        }
+        let key = ResourceKey::parse(key)?;
+        Some(self.convert(&key, value, updates))
+    }
+
+    /// Appends what the value of a key means, or that there is none, and returns what an operator should put right.
+    pub fn convert(&mut self, key: &ResourceKey, value: Option<&[u8]>, updates: &mut Vec<Update>) -> Vec<Complaint> {
+        let text = value.map(v3::text);
+        let mut complaints = Complaints::default();
+        self.update(key, text.as_deref(), updates, &mut complaints);
+        complaints.into_list()
+    }
+
+    fn update(
+        &mut self,
+        key: &ResourceKey,
+        value: Option<&str>,
+        updates: &mut Vec<Update>,
+        complaints: &mut Complaints,
+    ) {
+        match key {
+            ResourceKey::WorkloadEndpoint { namespace, name } => {
+                self.endpoint((namespace, name), value, updates, complaints);
+            }
+            ResourceKey::Policy(key) => self.policy(key, value, updates, complaints),
+            ResourceKey::Tier(name) => {
+                let tier = read(value, complaints).map(|resource| convert_tier(&resource));
+                updates.push(Update::Tier(name.clone(), tier));
+            }
+            ResourceKey::Profile(name) if &**name == DEFAULT_ALLOW => {
+                // K-6: the static profile of this name cannot be changed or removed.
+                if value.is_some() {
+                    complaints
+                        .reject(At::root().field("metadata").field("name"), "the name is that of the built-in profile");
                 }
-                Err(error) => {
-                    // Without an identity there never was a record.
-                    if value.is_some() {
-                        complaints.reject(At::root().field("metadata").field("name"), error);
-                    }
-                    Vec::new()
+            }
+            ResourceKey::Profile(name) => {
+                self.pool.released_selectors();
+                if value.is_none() {
+                    self.pool.deleted();
+                }
+                let resource = read(value, complaints);
+                let profile = resource.map(|resource| profile::convert(&resource, &mut self.pool, complaints));
+                let (labels, rules) = profile.unwrap_or_default();
+                updates.push(Update::ProfileLabels(name.clone(), labels.map(Arc::new)));
+                updates.push(Update::ProfileRules(name.clone(), rules.map(Arc::new)));
+            }
+            ResourceKey::NetworkSet { namespace, name } => {
+                let key = self.pool.name(&format!("{namespace}/{name}"));
+                self.network_set(key, namespace, value, updates, complaints);
+            }
+            ResourceKey::GlobalNetworkSet(name) => {
+                self.network_set(name.clone(), "", value, updates, complaints);
+            }
+            ResourceKey::HostEndpoint(name) => {
+                let resource = read(value, complaints);
+                let endpoint =
+                    resource.and_then(|resource| hostendpoint::convert(&resource, &mut self.pool, complaints));
+                updates.push(Update::HostEndpoint(name.clone(), endpoint.map(Arc::new)));
+            }
+            ResourceKey::ClusterInformation(name) => {
+                if config::is_used_cluster_information(name) {
+                    let resource = read(value, complaints);
+                    let (parameters, ready) = resource.map(config::convert_cluster_information).unzip();
+                    updates.push(Update::Config(ConfigSource::ClusterInformation, parameters.map(Arc::new)));
+                    updates.push(Update::Ready(ready.flatten()));
+                }
+            }
+            ResourceKey::FelixConfiguration(name) => {
+                let parameters = read(value, complaints).map(config::convert_felix_configuration);
+                let source = ConfigSource::FelixConfiguration(name.clone());
+                updates.push(Update::Config(source, parameters.map(Arc::new)));
+            }
+        }
+    }
+
+    fn endpoint(
+        &mut self,
+        (namespace, name): (&str, &str),
+        value: Option<&str>,
+        updates: &mut Vec<Update>,
+        complaints: &mut Complaints,
+    ) {
+        let Self { options, pool } = self;
+        if value.is_none() {
+            pool.deleted();
+        }
+        match WorkloadEndpointKey::parse(namespace, name, |part| pool.name(part)) {
+            Ok(key) => {
+                let resource = read(value, complaints);
+                let endpoint = resource.and_then(|resource| endpoint::convert(resource, options, pool, complaints));
+                updates.push(Update::WorkloadEndpoint(key, endpoint.map(Arc::new)));
+            }
+            Err(error) => {
+                // Without an identity there never was a record.
+                if value.is_some() {
+                    complaints.reject(At::root().field("metadata").field("name"), error);
                 }
             }
         }
-        ResourceKey::Policy(key) => convert_policy(key, value, &mut complaints),
-        ResourceKey::Tier(name) => {
-            let tier = read(value, &mut complaints).map(|resource| convert_tier(&resource));
-            vec![Update::Tier(name.clone(), tier)]
-        }
-        ResourceKey::Profile(name) if &**name == DEFAULT_ALLOW => {
-            // K-6: the static profile of this name cannot be changed or removed.
-            if value.is_some() {
-                complaints
-                    .reject(At::root().field("metadata").field("name"), "the name is that of the built-in profile");
+    }
+
+    fn policy(&mut self, key: &PolicyKey, value: Option<&str>, updates: &mut Vec<Update>, complaints: &mut Complaints) {
+        match key.kind {
+            PolicyKind::NetworkPolicy | PolicyKind::GlobalNetworkPolicy => {
+                let pool = &mut self.pool;
+                pool.released_selectors();
+                if value.is_none() {
+                    pool.deleted();
+                }
+                let resource = read(value, complaints);
+                let policy = resource.and_then(|resource| policy::convert(&resource, key, pool, complaints));
+                updates.push(Update::Policy(key.clone(), policy.map(Arc::new)));
             }
-            Vec::new()
+            // Not stored, or staged and deciding nothing (C-25).
+            PolicyKind::KubernetesClusterNetworkPolicy
+            | PolicyKind::KubernetesNetworkPolicy
+            | PolicyKind::StagedGlobalNetworkPolicy
+            | PolicyKind::StagedKubernetesNetworkPolicy
+            | PolicyKind::StagedNetworkPolicy => (),
         }
-        ResourceKey::Profile(name) => {
-            let resource = read(value, &mut complaints);
-            let (labels, rules) =
-                resource.map(|resource| profile::convert(resource, &mut complaints)).unwrap_or_default();
-            vec![
-                Update::ProfileLabels(name.clone(), labels.map(Arc::new)),
-                Update::ProfileRules(name.clone(), rules.map(Arc::new)),
-            ]
+    }
+
+    fn network_set(
+        &mut self,
+        key: Name,
+        namespace: &str,
+        value: Option<&str>,
+        updates: &mut Vec<Update>,
+        complaints: &mut Complaints,
+    ) {
+        let pool = &mut self.pool;
+        if value.is_none() {
+            pool.deleted();
         }
-        ResourceKey::NetworkSet { namespace, name } => {
-            let set = read(value, &mut complaints)
-                .and_then(|resource| networkset::convert(resource, namespace, &mut complaints));
-            vec![Update::NetworkSet(format!("{namespace}/{name}").into(), set.map(Arc::new))]
-        }
-        ResourceKey::GlobalNetworkSet(name) => {
-            let set =
-                read(value, &mut complaints).and_then(|resource| networkset::convert(resource, "", &mut complaints));
-            vec![Update::NetworkSet(name.clone(), set.map(Arc::new))]
-        }
-        ResourceKey::HostEndpoint(name) => {
-            let endpoint =
-                read(value, &mut complaints).and_then(|resource| hostendpoint::convert(resource, &mut complaints));
-            vec![Update::HostEndpoint(name.clone(), endpoint.map(Arc::new))]
-        }
-        ResourceKey::ClusterInformation(name) => {
-            if config::is_used_cluster_information(name) {
-                let resource = read(value, &mut complaints);
-                let (parameters, ready) = resource.map(config::convert_cluster_information).unzip();
-                vec![
-                    Update::Config(ConfigSource::ClusterInformation, parameters.map(Arc::new)),
-                    Update::Ready(ready.flatten()),
-                ]
-            } else {
-                Vec::new()
-            }
-        }
-        ResourceKey::FelixConfiguration(name) => {
-            let parameters = read(value, &mut complaints).map(config::convert_felix_configuration);
-            vec![Update::Config(ConfigSource::FelixConfiguration(name.clone()), parameters.map(Arc::new))]
-        }
-    };
-    Converted { updates, complaints: complaints.into_list() }
+        let resource = read(value, complaints);
+        let set = resource.and_then(|resource| networkset::convert(&resource, namespace, pool, complaints));
+        updates.push(Update::NetworkSet(key, set.map(Arc::new)));
+    }
 }
 
 /// Returns the records that exist without being stored (K-6).
@@ -155,31 +254,16 @@ pub fn static_updates() -> Vec<Update> {
     ]
 }
 
-fn convert_policy(key: &PolicyKey, value: Option<&[u8]>, complaints: &mut Complaints) -> Vec<Update> {
-    match key.kind {
-        PolicyKind::NetworkPolicy | PolicyKind::GlobalNetworkPolicy => {
-            let policy = read(value, complaints).and_then(|resource| policy::convert(resource, key, complaints));
-            vec![Update::Policy(key.clone(), policy.map(Arc::new))]
-        }
-        // Not stored, or staged and deciding nothing (C-25).
-        PolicyKind::KubernetesClusterNetworkPolicy
-        | PolicyKind::KubernetesNetworkPolicy
-        | PolicyKind::StagedGlobalNetworkPolicy
-        | PolicyKind::StagedKubernetesNetworkPolicy
-        | PolicyKind::StagedNetworkPolicy => Vec::new(),
-    }
-}
-
 /// C-29.
-fn convert_tier(resource: &v3::Resource<v3::TierSpec>) -> Tier {
+fn convert_tier(resource: &v3::Resource<'_, v3::TierSpec<'_>>) -> Tier {
     Tier { order: resource.spec.order, default_pass: resource.spec.default_action == "Pass" }
 }
 
 /// Parses a value; complains and returns `None` if it does not parse.
-fn read<T: serde::de::DeserializeOwned + Default>(
-    value: Option<&[u8]>,
+fn read<'a, T: serde::Deserialize<'a> + Default>(
+    value: Option<&'a str>,
     complaints: &mut Complaints,
-) -> Option<v3::Resource<T>> {
+) -> Option<v3::Resource<'a, T>> {
     match v3::parse(value?) {
         Ok(resource) => Some(resource),
         Err(error) => {
@@ -189,8 +273,8 @@ fn read<T: serde::de::DeserializeOwned + Default>(
     }
 }
 
-fn labels_of(map: BTreeMap<String, String>) -> Labels {
-    map.into_iter().map(|(key, value)| (Name::from(key), Name::from(value))).collect()
+fn labels_of(map: &v3::TextMap<'_>, pool: &mut Pool) -> Labels {
+    map.iter().map(|(key, value)| (pool.name(key), pool.name(value))).collect()
 }
 
 #[cfg(test)]

@@ -126,6 +126,9 @@ pub enum WorkloadNameError {
     EmptyPart,
 }
 
+/// Longer names of endpoints are identifiers.
+const LONGEST_COMMON_ENDPOINT: usize = 15;
+
 /// Four parts of one byte and three dashes.
 const SHORTEST_WORKLOAD_NAME: usize = 7;
 
@@ -136,25 +139,27 @@ impl WorkloadEndpointKey {
     ///
     /// If the name is not made of four parts as C-1 makes them.
     pub fn from_resource_name(namespace: &str, name: &str) -> Result<Self, WorkloadNameError> {
+        Self::parse(namespace, name, |part| part.into())
+    }
+
+    /// Like [`Self::from_resource_name`]; `recurring` makes the parts that many endpoints have in common.
+    pub(crate) fn parse(
+        namespace: &str,
+        name: &str,
+        mut recurring: impl FnMut(&str) -> Name,
+    ) -> Result<Self, WorkloadNameError> {
         if namespace.is_empty() {
             return Err(WorkloadNameError::NoNamespace);
         }
         if name.len() < SHORTEST_WORKLOAD_NAME {
             return Err(WorkloadNameError::TooShort);
         }
-        let parts = workload_name_parts(name);
-        let [host, orchestrator, workload, endpoint] = parts.as_slice() else {
-            return Err(WorkloadNameError::Parts(parts.len()));
-        };
-        if endpoint.is_empty() {
-            return Err(WorkloadNameError::EmptyPart);
-        }
-        Ok(Self {
-            host: host.as_str().into(),
-            orchestrator: orchestrator.as_str().into(),
-            workload: format!("{namespace}/{workload}").into(),
-            endpoint: endpoint.as_str().into(),
-        })
+        let parts = WorkloadName::parse(namespace, name);
+        let [host, orchestrator, workload, endpoint] = parts.get()?;
+        // What stands in the way of being one of many: `eth0` is what the plugin of Kubernetes says, OpenStack
+        // gives the endpoint an identifier.
+        let endpoint = if endpoint.len() <= LONGEST_COMMON_ENDPOINT { recurring(endpoint) } else { endpoint.into() };
+        Ok(Self { host: recurring(host), orchestrator: recurring(orchestrator), workload: workload.into(), endpoint })
     }
 
     /// Returns the namespace: the workload up to its first slash.
@@ -175,22 +180,67 @@ impl WorkloadEndpointKey {
     }
 }
 
-/// Splits at lone dashes from the second byte on; a doubled dash stands for one (C-2).
-fn workload_name_parts(name: &str) -> Vec<String> {
-    let mut parts = Vec::new();
-    let mut part = String::new();
-    let mut chars = name.chars().peekable();
-    // A part never begins with a dash, so a leading one cannot be a separator.
-    part.extend(chars.next());
-    while let Some(c) = chars.next() {
-        if c == '-' && chars.next_if_eq(&'-').is_none() {
-            parts.push(std::mem::take(&mut part));
-        } else {
-            part.push(c);
+/// The parts of the name of a stored workload endpoint, one behind the other, the third with the namespace before it.
+struct WorkloadName {
+    text: String,
+    /// Where the first parts end.
+    ends: [usize; 4],
+    parts: usize,
+}
+
+impl WorkloadName {
+    /// Splits at lone dashes from the second byte on; a doubled dash stands for one (C-2).
+    fn parse<'n>(namespace: &str, name: &'n str) -> Self {
+        let text = String::with_capacity(namespace.len() + 1 + name.len());
+        let mut found = Self { text, ends: [0; 4], parts: 0 };
+        // A part never begins with a dash, so a leading one cannot be a separator.
+        let mut rest = match name.strip_prefix('-') {
+            Some(rest) => {
+                found.text.push('-');
+                rest
+            }
+            None => name,
+        };
+        // A loop over bytes: parts are short, and searching them by a searcher costs more than it saves.
+        let split = |text: &'n str| text.split_at_checked(text.bytes().position(|byte| byte == b'-')?);
+        while let Some((before, after)) = split(rest) {
+            let after = after.get(1..).unwrap_or_default();
+            found.text.push_str(before);
+            rest = match after.strip_prefix('-') {
+                Some(after) => {
+                    found.text.push('-');
+                    after
+                }
+                None => {
+                    found.end_part();
+                    if found.parts == 2 {
+                        found.text.push_str(namespace);
+                        found.text.push('/');
+                    }
+                    after
+                }
+            };
         }
+        found.text.push_str(rest);
+        found.end_part();
+        found
     }
-    parts.push(part);
-    parts
+
+    fn end_part(&mut self) {
+        if let Some(end) = self.ends.get_mut(self.parts) {
+            *end = self.text.len();
+        }
+        self.parts += 1;
+    }
+
+    fn get(&self) -> Result<[&str; 4], WorkloadNameError> {
+        if self.parts != 4 {
+            return Err(WorkloadNameError::Parts(self.parts));
+        }
+        let [a, b, c, d] = self.ends;
+        let parts = [0..a, a..b, b..c, c..d].map(|part| self.text.get(part).unwrap_or_default());
+        if parts[3].is_empty() { Err(WorkloadNameError::EmptyPart) } else { Ok(parts) }
+    }
 }
 
 impl fmt::Display for WorkloadEndpointKey {
@@ -301,6 +351,12 @@ const fn policy_plural(kind: PolicyKind) -> &'static str {
     }
 }
 
+/// Returns namespace and name if the key is that of a workload endpoint (K-1 to K-3).
+pub(crate) fn workload_endpoint(key: &[u8]) -> Option<(&str, &str)> {
+    let key = key.strip_prefix(RESOURCES.as_bytes())?.strip_prefix(b"workloadendpoints/")?;
+    two_segments(std::str::from_utf8(key).ok()?)
+}
+
 /// Exactly one path segment, not empty (K-2).
 fn segment(text: &str) -> Option<Name> {
     (!text.is_empty() && !text.contains('/')).then(|| text.into())
@@ -308,9 +364,13 @@ fn segment(text: &str) -> Option<Name> {
 
 /// Exactly two path segments, neither empty: an object of a namespaced kind without a namespace would
 /// lose the restriction to it (H-4).
-fn namespaced(text: &str) -> Option<(Name, Name)> {
+fn two_segments(text: &str) -> Option<(&str, &str)> {
     let (namespace, name) = text.split_once('/')?;
-    Some((segment(namespace)?, segment(name)?))
+    (!namespace.is_empty() && !name.is_empty() && !name.contains('/')).then_some((namespace, name))
+}
+
+fn namespaced(text: &str) -> Option<(Name, Name)> {
+    two_segments(text).map(|(namespace, name)| (namespace.into(), name.into()))
 }
 
 #[cfg(test)]
@@ -413,6 +473,41 @@ mod tests {
         }
 
         #[test]
+        fn names_are_split_as_character_by_character(name in "[ab-]{0,20}|[-aöé/]{5,12}", namespace in "n?") {
+            let found = WorkloadEndpointKey::from_resource_name(&namespace, &name);
+            let parts = parts_by_character(&name);
+            let wanted = match parts.as_slice() {
+                _ if namespace.is_empty() => Err(WorkloadNameError::NoNamespace),
+                _ if name.len() < SHORTEST_WORKLOAD_NAME => Err(WorkloadNameError::TooShort),
+                [_, _, _, endpoint] if endpoint.is_empty() => Err(WorkloadNameError::EmptyPart),
+                [host, orchestrator, workload, endpoint] => Ok(WorkloadEndpointKey {
+                    host: host.as_str().into(),
+                    orchestrator: orchestrator.as_str().into(),
+                    workload: format!("n/{workload}").into(),
+                    endpoint: endpoint.as_str().into(),
+                }),
+                _ => Err(WorkloadNameError::Parts(parts.len())),
+            };
+            prop_assert_eq!(found, wanted);
+        }
+
+        #[test]
+        fn the_short_way_to_the_key_of_an_endpoint_is_the_long_way(
+            key in "(workloadendpoints/|tiers/)?[a/]{0,8}", bytes in prop::collection::vec(any::<u8>(), 0..4),
+        ) {
+            for key in [format!("{RESOURCES}{key}").into_bytes(), [key.as_bytes(), &bytes].concat(),
+                [RESOURCES.as_bytes(), key.as_bytes(), &bytes].concat()]
+            {
+                let long = match ResourceKey::parse(&key) {
+                    Some(ResourceKey::WorkloadEndpoint { namespace, name }) => Some((namespace, name)),
+                    _ => None,
+                };
+                let short = workload_endpoint(&key).map(|(namespace, name)| (namespace.into(), name.into()));
+                prop_assert_eq!(short, long);
+            }
+        }
+
+        #[test]
         fn parts_survive_the_round_trip(parts in prop::collection::vec("[a-z.](-{0,2}[a-z0-9.])*", 4)) {
             let key = WorkloadEndpointKey {
                 host: parts[0].as_str().into(),
@@ -423,6 +518,23 @@ mod tests {
             let ResourceKey::WorkloadEndpoint { namespace, name } = key.resource_key() else { panic!() };
             prop_assert_eq!(WorkloadEndpointKey::from_resource_name(&namespace, &name), Ok(key));
         }
+    }
+
+    /// Splits at lone dashes from the second character on; a doubled dash stands for one (C-2).
+    fn parts_by_character(name: &str) -> Vec<String> {
+        let mut parts = Vec::new();
+        let mut part = String::new();
+        let mut chars = name.chars().peekable();
+        part.extend(chars.next());
+        while let Some(c) = chars.next() {
+            if c == '-' && chars.next_if_eq(&'-').is_none() {
+                parts.push(std::mem::take(&mut part));
+            } else {
+                part.push(c);
+            }
+        }
+        parts.push(part);
+        parts
     }
 
     fn policy(kind: PolicyKind, namespace: &str, name: &str) -> ResourceKey {

@@ -32,14 +32,14 @@ impl FromIterator<(Name, Name)> for Labels {
         let mut entries: Vec<_> = entries.into_iter().collect();
         // Stable, so that among equal keys the later entry stays behind the earlier one.
         entries.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut unique: Vec<(Name, Name)> = Vec::with_capacity(entries.len());
-        for entry in entries {
-            match unique.last_mut() {
-                Some(last) if last.0 == entry.0 => *last = entry,
-                _ => unique.push(entry),
+        entries.dedup_by(|later, kept| {
+            let same = later.0 == kept.0;
+            if same {
+                std::mem::swap(later, kept);
             }
-        }
-        Self(unique.into_boxed_slice())
+            same
+        });
+        Self(entries.into_boxed_slice())
     }
 }
 

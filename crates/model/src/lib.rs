@@ -11,6 +11,7 @@ pub mod cidr;
 pub mod convert;
 pub mod endpoint;
 pub mod family;
+pub mod intern;
 pub mod key;
 pub mod labels;
 pub mod names;

@@ -9,12 +9,16 @@ pub mod config;
 pub mod endpoint;
 pub mod meta;
 pub mod networkset;
+mod object;
 pub mod policy;
 pub mod profile;
 pub mod scalars;
+pub mod text;
 pub mod tier;
 
-use serde::de::DeserializeOwned;
+use std::borrow::Cow;
+
+use serde::Deserialize;
 
 pub use clusterinfo::ClusterInformationSpec;
 pub use config::FelixConfigurationSpec;
@@ -23,24 +27,25 @@ pub use meta::{Meta, Resource};
 pub use networkset::NetworkSetSpec;
 pub use policy::{EntityRule, PolicySpec, Rule};
 pub use profile::ProfileSpec;
+pub use text::{Text, TextMap};
 pub use tier::TierSpec;
 
-/// Parses a stored document.
+/// Returns the text of a stored value: bytes that are not UTF-8 become replacement characters, as the usual
+/// writers' own libraries read them.
+pub fn text(value: &[u8]) -> Cow<'_, str> {
+    // Checking is many times faster than replacing.
+    std::str::from_utf8(value).map_or_else(|_| String::from_utf8_lossy(value), Cow::Borrowed)
+}
+
+/// Parses a stored document; what comes out borrows from the text.
 ///
-/// Bytes that are not UTF-8 become replacement characters, and of a key that occurs twice the last one
-/// counts, both as the usual writers' own libraries read it.
+/// Of a key that occurs twice the last one counts, as in the writers' libraries.
 ///
 /// # Errors
 ///
 /// If the document is not JSON or a known field has a wrong type.
-pub fn parse<T: DeserializeOwned + Default>(value: &[u8]) -> Result<Resource<T>, serde_json::Error> {
-    let text = String::from_utf8_lossy(value);
-    serde_json::from_str(&text).or_else(|first| {
-        // The direct way refuses a repeated key; going through a tree keeps the last one. Only such
-        // documents, and broken ones, pay for it.
-        let tree: serde_json::Value = serde_json::from_str(&text)?;
-        serde_json::from_value(tree).map_err(|_| first)
-    })
+pub fn parse<'a, T: Deserialize<'a> + Default>(text: &'a str) -> Result<Resource<'a, T>, serde_json::Error> {
+    serde_json::from_str(text)
 }
 
 #[cfg(test)]

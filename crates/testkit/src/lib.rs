@@ -3,6 +3,7 @@
 //! A dev-dependency of anything and a dependency of `tests/` and `benches/`; never part of a release.
 
 pub mod build;
+pub mod documents;
 pub mod etcd;
 pub mod frames;
 pub mod interpret;

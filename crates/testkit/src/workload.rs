@@ -249,6 +249,18 @@ fn customer_policy(n: u32) -> Update {
 
 fn customer_pod(host: &str, n: u32, address: IpNet) -> Update {
     let i = u64::from(n);
+    let key = WorkloadEndpointKey {
+        host: text(host),
+        orchestrator: text("k8s"),
+        workload: text(&format!("customer-{n}/app-{:09x}-{:05x}", 7 * i + 3, (17 * i + 5) & 0xffff)),
+        endpoint: text("eth0"),
+    };
+    endpoint(key, pod_labels(n), &format!("kns.customer-{n}"), address)
+}
+
+/// The 15 labels of the pod of customer `n`.
+pub(crate) fn pod_labels(n: u32) -> Labels {
+    let i = u64::from(n);
     let choice = |of: &[&str]| text(of.iter().cycle().nth(n as usize % of.len()).expect("a cycle has no end"));
     let bit = |shift: u32| text(if (n >> shift) & 1 == 1 { "true" } else { "false" });
     let labels = [
@@ -268,17 +280,11 @@ fn customer_pod(host: &str, n: u32, address: IpNet) -> Update {
         (text("managed-by"), text("saas-controller")),
         (text("tenant-id"), pseudo_random(i % 5000, 10)),
     ];
-    let key = WorkloadEndpointKey {
-        host: text(host),
-        orchestrator: text("k8s"),
-        workload: text(&format!("customer-{n}/app-{:09x}-{:05x}", 7 * i + 3, (17 * i + 5) & 0xffff)),
-        endpoint: text("eth0"),
-    };
-    endpoint(key, labels.into_iter().collect(), &format!("kns.customer-{n}"), address)
+    labels.into_iter().collect()
 }
 
 /// Text that looks random and is the same in every run and language.
-fn pseudo_random(n: u64, length: usize) -> Name {
+pub(crate) fn pseudo_random(n: u64, length: usize) -> Name {
     let mut v = n.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut text = String::with_capacity(length);
     for _ in 0..length {

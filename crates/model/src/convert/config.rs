@@ -14,7 +14,7 @@ pub(super) fn is_used_cluster_information(name: &str) -> bool {
 
 /// Returns the parameters and the ready flag.
 pub(super) fn convert_cluster_information(
-    resource: Resource<ClusterInformationSpec>,
+    resource: Resource<'_, ClusterInformationSpec<'_>>,
 ) -> (BTreeMap<String, String>, Option<bool>) {
     let ClusterInformationSpec { cluster_guid, cluster_type, calico_version, datastore_ready, variant } = resource.spec;
     let parameters = [
@@ -24,18 +24,19 @@ pub(super) fn convert_cluster_information(
         ("Variant", variant),
     ];
     let parameters = parameters.into_iter().filter(|(_, text)| !text.is_empty());
-    (parameters.map(|(name, text)| (name.to_owned(), text)).collect(), datastore_ready)
+    (parameters.map(|(name, text)| (name.to_owned(), text.into())).collect(), datastore_ready)
 }
 
 /// Returns the parameters: fields, overridden by annotations.
-pub(super) fn convert_felix_configuration(resource: Resource<FelixConfigurationSpec>) -> BTreeMap<String, String> {
+pub(super) fn convert_felix_configuration(resource: Resource<'_, FelixConfigurationSpec>) -> BTreeMap<String, String> {
     let mut parameters: BTreeMap<String, String> =
         resource.spec.parameters.into_iter().map(|(name, text)| (name.to_owned(), text)).collect();
-    for (key, text) in resource.metadata.annotations {
+    // In the order of the keys: of two that differ in case alone, the outcome must not depend on the writer's order.
+    for (key, text) in resource.metadata.annotations.sorted() {
         if let Some(name) = key.strip_prefix(ANNOTATION_PREFIX).filter(|name| !name.is_empty()) {
             // Names of parameters are compared without case (C-48).
             parameters.retain(|known, _| !known.eq_ignore_ascii_case(name));
-            parameters.insert(name.to_owned(), text);
+            parameters.insert(name.to_owned(), text.to_owned());
         }
     }
     parameters

@@ -1,18 +1,18 @@
 //! Workload endpoints (datastore.md C-3 to C-8, V-2 to V-4).
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::Options;
 use super::complaint::{At, Complaints, Effect};
-use super::{Options, labels_of};
 use crate::cidr;
 use crate::endpoint::{EndpointPort, QosControls, WorkloadEndpoint};
+use crate::intern::Pool;
 use crate::labels::Labels;
 use crate::v3::endpoint::IpNat;
 use crate::v3::scalars::Protocol;
-use crate::v3::{self, Resource, WorkloadEndpointSpec};
+use crate::v3::{self, Resource, Text, TextMap, WorkloadEndpointSpec};
 use crate::validate;
 
 /// Labels of namespaces and service accounts; a workload's own labels must not look like them (C-7).
@@ -22,8 +22,9 @@ const SERVICE_ACCOUNT: &str = "projectcalico.org/serviceaccount";
 
 /// Converts a stored endpoint; `None` if it has no addresses or is invalid.
 pub(super) fn convert(
-    resource: Resource<WorkloadEndpointSpec>,
+    resource: Resource<'_, WorkloadEndpointSpec<'_>>,
     options: &Options,
+    pool: &mut Pool,
     complaints: &mut Complaints,
 ) -> Option<WorkloadEndpoint> {
     let Resource { metadata, spec } = resource;
@@ -53,14 +54,15 @@ pub(super) fn convert(
     }
     let endpoint = WorkloadEndpoint {
         active: true,
-        interface: spec.interface_name.into(),
+        // Names of interfaces are as many as endpoints; interning them would only displace others.
+        interface: (*spec.interface_name).into(),
         mac,
-        profiles: spec.profiles.into_iter().map(Into::into).collect(),
+        profiles: spec.profiles.iter().map(|name| pool.name(name)).collect(),
         v4_nets,
         v6_nets,
         nats: nats(&spec.ip_nats, at.field("ipNATs"), complaints),
-        labels: labels(metadata.labels, spec.service_account_name),
-        ports: ports(spec.ports, at.field("ports"), complaints),
+        labels: labels(&metadata.labels, &spec.service_account_name, pool),
+        ports: ports(&spec.ports, pool, at.field("ports"), complaints),
         allowed_spoofed,
         qos: spec.qos_controls.as_ref().and_then(qos),
     };
@@ -68,7 +70,7 @@ pub(super) fn convert(
 }
 
 /// Parses a list in which every entry must be good (C-4).
-fn all_nets(texts: &[String], at: At<'_>, complaints: &mut Complaints) -> Vec<IpNet> {
+fn all_nets(texts: &[Text<'_>], at: At<'_>, complaints: &mut Complaints) -> Vec<IpNet> {
     let mut nets = Vec::with_capacity(texts.len());
     for (index, text) in texts.iter().enumerate() {
         match cidr::parse_net(text) {
@@ -80,7 +82,7 @@ fn all_nets(texts: &[String], at: At<'_>, complaints: &mut Complaints) -> Vec<Ip
 }
 
 /// Parses floating IPs; bad ones are dropped one by one (C-5).
-fn nats(stored: &[IpNat], at: At<'_>, complaints: &mut Complaints) -> Vec<(IpAddr, IpAddr)> {
+fn nats(stored: &[IpNat<'_>], at: At<'_>, complaints: &mut Complaints) -> Vec<(IpAddr, IpAddr)> {
     let mut nats = Vec::with_capacity(stored.len());
     for (index, IpNat { internal_ip, external_ip }) in stored.iter().enumerate() {
         match (cidr::parse_ip(internal_ip), cidr::parse_ip(external_ip)) {
@@ -98,33 +100,39 @@ fn nats(stored: &[IpNat], at: At<'_>, complaints: &mut Complaints) -> Vec<(IpAdd
 }
 
 /// Keeps named ports (C-6), each of which must be valid (V-4).
-fn ports(stored: Vec<v3::endpoint::EndpointPort>, at: At<'_>, complaints: &mut Complaints) -> Vec<EndpointPort> {
-    let named = stored.into_iter().enumerate().filter(|(_, port)| !port.name.is_empty());
-    named.filter_map(|(index, stored)| port(stored, at.index(index), complaints)).collect()
+fn ports(
+    stored: &[v3::endpoint::EndpointPort<'_>],
+    pool: &mut Pool,
+    at: At<'_>,
+    complaints: &mut Complaints,
+) -> Vec<EndpointPort> {
+    let named = stored.iter().enumerate().filter(|(_, port)| !port.name.is_empty());
+    named.filter_map(|(index, stored)| port(stored, pool, at.index(index), complaints)).collect()
 }
 
 /// Checks a port of an endpoint (V-4).
 pub(super) fn port(
-    stored: v3::endpoint::EndpointPort,
+    stored: &v3::endpoint::EndpointPort<'_>,
+    pool: &mut Pool,
     at: At<'_>,
     complaints: &mut Complaints,
 ) -> Option<EndpointPort> {
     let v3::endpoint::EndpointPort { name, protocol, port } = stored;
-    if !validate::is_endpoint_port_name(&name) {
+    if !validate::is_endpoint_port_name(name) {
         complaints.reject(at.field("name"), format_args!("{name:?} is not the name of a port"));
     }
-    if port == 0 {
+    if *port == 0 {
         complaints.reject(at.field("port"), "the port is missing or 0");
     }
-    let number = protocol_number(&protocol);
+    let number = protocol_number(protocol);
     if number.is_none() {
         complaints.reject(at.field("protocol"), format_args!("protocol {protocol} where TCP, UDP or SCTP is expected"));
     }
-    Some(EndpointPort { name: name.into(), protocol: number?, port })
+    Some(EndpointPort { name: pool.name(name), protocol: number?, port: *port })
 }
 
 /// V-4: a number is not accepted, even that of one of the three.
-fn protocol_number(protocol: &Protocol) -> Option<u8> {
+fn protocol_number(protocol: &Protocol<'_>) -> Option<u8> {
     match protocol {
         Protocol::Number(_) => None,
         Protocol::Name(name) => match name.to_lowercase().as_str() {
@@ -137,13 +145,11 @@ fn protocol_number(protocol: &Protocol) -> Option<u8> {
 }
 
 /// C-7.
-fn labels(stored: BTreeMap<String, String>, service_account: String) -> Labels {
-    let mut own = stored;
-    own.retain(|key, _| !RESERVED_PREFIXES.iter().any(|prefix| key.starts_with(prefix)));
-    if !service_account.is_empty() {
-        own.insert(SERVICE_ACCOUNT.to_owned(), service_account);
-    }
-    labels_of(own)
+fn labels(stored: &TextMap<'_>, service_account: &str, pool: &mut Pool) -> Labels {
+    let own = stored.iter().filter(|(key, _)| !RESERVED_PREFIXES.iter().any(|prefix| key.starts_with(prefix)));
+    // The last one counts.
+    let account = Some((SERVICE_ACCOUNT, service_account)).filter(|(_, account)| !account.is_empty());
+    own.chain(account).map(|(key, value)| (pool.name(key), pool.name(value))).collect()
 }
 
 /// The limits that become packet-filter rules; `None` if there are none.

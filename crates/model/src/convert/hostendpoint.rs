@@ -6,7 +6,7 @@ use super::complaint::{At, Complaints, Effect};
 use super::{endpoint, labels_of};
 use crate::cidr;
 use crate::endpoint::HostEndpoint;
-use crate::names::Name;
+use crate::intern::Pool;
 use crate::v3::{HostEndpointSpec, Resource};
 use crate::validate;
 
@@ -14,7 +14,11 @@ use crate::validate;
 const DSCP_ANNOTATION: &str = "qos.projectcalico.org/dscp";
 
 /// Converts a stored endpoint; `None` if it is invalid.
-pub(super) fn convert(resource: Resource<HostEndpointSpec>, complaints: &mut Complaints) -> Option<HostEndpoint> {
+pub(super) fn convert(
+    resource: &Resource<'_, HostEndpointSpec<'_>>,
+    pool: &mut Pool,
+    complaints: &mut Complaints,
+) -> Option<HostEndpoint> {
     let Resource { metadata, spec } = resource;
     let root = At::root();
     let at = root.field("spec");
@@ -42,8 +46,9 @@ pub(super) fn convert(resource: Resource<HostEndpointSpec>, complaints: &mut Com
         complaints.reject(at_profiles.index(index), format_args!("{name:?} is not the name of a profile"));
     }
     let at_ports = at.field("ports");
-    let ports = spec.ports.into_iter().enumerate();
-    let ports = ports.filter_map(|(index, stored)| endpoint::port(stored, at_ports.index(index), complaints)).collect();
+    let ports = spec.ports.iter().enumerate();
+    let ports =
+        ports.filter_map(|(index, stored)| endpoint::port(stored, pool, at_ports.index(index), complaints)).collect();
     let dscp = metadata.annotations.get(DSCP_ANNOTATION).and_then(|text| {
         let dscp = dscp(text);
         if dscp.is_none() {
@@ -53,12 +58,12 @@ pub(super) fn convert(resource: Resource<HostEndpointSpec>, complaints: &mut Com
         dscp
     });
     complaints.unless_rejected(HostEndpoint {
-        host: spec.node.into(),
-        interface: spec.interface_name.into(),
+        host: pool.name(&spec.node),
+        interface: pool.name(&spec.interface_name),
         expected_v4,
         expected_v6,
-        profiles: spec.profiles.into_iter().map(Name::from).collect(),
-        labels: labels_of(metadata.labels),
+        profiles: spec.profiles.iter().map(|name| pool.name(name)).collect(),
+        labels: labels_of(&metadata.labels, pool),
         ports,
         dscp,
     })

@@ -1,10 +1,10 @@
 //! Network sets (datastore.md C-31 to C-33).
 
 use super::complaint::{At, Complaints, Effect};
-use super::labels_of;
 use super::policy::check_namespace;
 use crate::cidr;
 use crate::endpoint::NetworkSet;
+use crate::intern::Pool;
 use crate::v3::{NetworkSetSpec, Resource};
 use crate::validate;
 
@@ -12,8 +12,9 @@ const NAMESPACE: &str = "projectcalico.org/namespace";
 
 /// Converts a stored set; `namespace` is that of the key, empty for a global set.
 pub(super) fn convert(
-    resource: Resource<NetworkSetSpec>,
+    resource: &Resource<'_, NetworkSetSpec<'_>>,
     namespace: &str,
+    pool: &mut Pool,
     complaints: &mut Complaints,
 ) -> Option<NetworkSet> {
     let Resource { metadata, spec } = resource;
@@ -29,11 +30,9 @@ pub(super) fn convert(
             }
         }
     }
-    let mut labels = metadata.labels;
     let mut profiles = Vec::new();
     if !namespace.is_empty() {
         check_namespace(namespace, &metadata.namespace, complaints);
-        labels.insert(NAMESPACE.to_owned(), namespace.to_owned());
         let profile = format!("kns.{namespace}");
         // V-6.
         if !validate::is_profile_name(&profile) {
@@ -42,7 +41,11 @@ pub(super) fn convert(
                 format_args!("{namespace:?} cannot be part of the name of a profile"),
             );
         }
-        profiles.push(profile.into());
+        profiles.push(pool.name(&profile));
     }
-    complaints.unless_rejected(NetworkSet { nets, labels: labels_of(labels), profiles })
+    // The last one counts.
+    let namespace = Some((NAMESPACE, namespace)).filter(|(_, namespace)| !namespace.is_empty());
+    let labels = metadata.labels.iter().chain(namespace);
+    let labels = labels.map(|(key, value)| (pool.name(key), pool.name(value))).collect();
+    complaints.unless_rejected(NetworkSet { nets, labels, profiles })
 }

@@ -3,10 +3,11 @@
 use super::complaint::{At, Complaints, Effect};
 use super::rule::Rules;
 use super::selectors::Selectors;
+use crate::intern::Pool;
 use crate::key::{PolicyKey, PolicyKind};
 use crate::policy::Policy;
 use crate::v3::policy::PolicySpec;
-use crate::v3::{Meta, Resource};
+use crate::v3::{Meta, Resource, Text};
 
 const DEFAULT_TIER: &str = "default";
 
@@ -17,18 +18,23 @@ const ASSUME_NEEDED: &str = "AssumeNeededOnEveryNode";
 const METADATA_ANNOTATION: &str = "projectcalico.org/metadata";
 
 /// Converts a stored policy; `None` if it is invalid.
-pub(super) fn convert(resource: Resource<PolicySpec>, key: &PolicyKey, complaints: &mut Complaints) -> Option<Policy> {
+pub(super) fn convert(
+    resource: &Resource<'_, PolicySpec<'_>>,
+    key: &PolicyKey,
+    pool: &mut Pool,
+    complaints: &mut Complaints,
+) -> Option<Policy> {
     let Resource { metadata, spec } = resource;
     let root = At::root();
     let at = root.field("spec");
-    check_metadata(&metadata, complaints);
-    let mut selectors = Selectors::default();
+    check_metadata(metadata, complaints);
+    let mut selectors = Selectors::new(pool);
     let is_global = key.kind == PolicyKind::GlobalNetworkPolicy;
     let selector = if is_global {
-        selectors.of_global_policy(&spec, at, complaints)
+        selectors.of_global_policy(spec, at, complaints)
     } else {
         check_namespace(&key.namespace, &metadata.namespace, complaints);
-        selectors.of_network_policy(&spec, &key.namespace, at, complaints)
+        selectors.of_network_policy(spec, &key.namespace, at, complaints)
     };
     let (ingress, egress) = directions(&spec.types, at.field("types"), complaints);
     check_hints(&spec.performance_hints, at.field("performanceHints"), complaints);
@@ -37,10 +43,10 @@ pub(super) fn convert(resource: Resource<PolicySpec>, key: &PolicyKey, complaint
     let outbound = rules.convert(&spec.egress, at.field("egress"), complaints);
     let selector = selector?;
     complaints.unless_rejected(Policy {
-        tier: if spec.tier.is_empty() { DEFAULT_TIER.into() } else { spec.tier.into() },
+        tier: pool.name(if spec.tier.is_empty() { DEFAULT_TIER } else { &spec.tier }),
         order: spec.order,
         // The text parses, so its normalised form (L-24) is the canonical one.
-        original_selector: selector.canonical().into(),
+        original_selector: pool.name(&selector.canonical()),
         selector,
         ingress,
         egress,
@@ -48,7 +54,7 @@ pub(super) fn convert(resource: Resource<PolicySpec>, key: &PolicyKey, complaint
         do_not_track: is_global && spec.do_not_track,
         pre_dnat: is_global && spec.pre_dnat,
         apply_on_forward: is_global && spec.apply_on_forward,
-        always_needed: spec.performance_hints.iter().any(|hint| hint == ASSUME_NEEDED),
+        always_needed: spec.performance_hints.iter().any(|hint| *hint == ASSUME_NEEDED),
         inbound,
         outbound,
     })
@@ -68,9 +74,9 @@ pub(super) fn check_namespace(of_key: &str, of_document: &str, complaints: &mut 
 }
 
 /// C-26: the annotation is not used, but if it does not parse the document counts as unparsable.
-fn check_metadata(metadata: &Meta, complaints: &mut Complaints) {
+fn check_metadata(metadata: &Meta<'_>, complaints: &mut Complaints) {
     let Some(text) = metadata.annotations.get(METADATA_ANNOTATION).filter(|text| !text.is_empty()) else { return };
-    if let Err(error) = serde_json::from_str::<Meta>(text) {
+    if let Err(error) = serde_json::from_str::<Meta<'_>>(text) {
         let root = At::root();
         let at = root.field("metadata");
         complaints.reject(at.field("annotations"), format_args!("{METADATA_ANNOTATION} does not parse: {error}"));
@@ -78,7 +84,7 @@ fn check_metadata(metadata: &Meta, complaints: &mut Complaints) {
 }
 
 /// Returns the directions that a policy governs: ingress, egress (policy.md T-6).
-fn directions(types: &[String], at: At<'_>, complaints: &mut Complaints) -> (bool, bool) {
+fn directions(types: &[Text<'_>], at: At<'_>, complaints: &mut Complaints) -> (bool, bool) {
     if types.is_empty() {
         return (true, true);
     }
@@ -96,9 +102,9 @@ fn directions(types: &[String], at: At<'_>, complaints: &mut Complaints) -> (boo
 }
 
 /// V-7.
-fn check_hints(hints: &[String], at: At<'_>, complaints: &mut Complaints) {
+fn check_hints(hints: &[Text<'_>], at: At<'_>, complaints: &mut Complaints) {
     for (index, hint) in hints.iter().enumerate() {
-        if hint != ASSUME_NEEDED {
+        if *hint != ASSUME_NEEDED {
             complaints.reject(at.index(index), format_args!("{hint:?} is not a performance hint"));
         } else if index > 0 {
             complaints.reject(at.index(index), format_args!("{hint:?} is repeated"));

@@ -11,11 +11,12 @@ use super::labels_of;
 use super::rule::Rules;
 use super::selectors::Selectors;
 use crate::cidr;
+use crate::intern::Pool;
 use crate::labels::Labels;
 use crate::profile::ProfileRules;
 use crate::v3::policy::EntityRule;
 use crate::v3::scalars::Protocol;
-use crate::v3::{Meta, ProfileSpec, Resource, Rule};
+use crate::v3::{Meta, ProfileSpec, Resource, Rule, TextMap};
 use crate::validate;
 
 /// Words of the API, which counts their letter case, unlike the conversion.
@@ -29,21 +30,22 @@ const MAX_ANNOTATIONS: usize = 256 << 10;
 /// endpoints with this profile drop. The labels are `None` if there are none or anything in the
 /// resource is invalid.
 pub(super) fn convert(
-    resource: Resource<ProfileSpec>,
+    resource: &Resource<'_, ProfileSpec<'_>>,
+    pool: &mut Pool,
     complaints: &mut Complaints,
 ) -> (Option<Labels>, Option<ProfileRules>) {
-    let rules = rules(&resource.spec, complaints);
+    let rules = rules(&resource.spec, pool, complaints);
     let mut check = Check { complaints, passed: true };
-    check.resource(&resource);
-    let labels = resource.spec.labels_to_apply;
-    let labels = (check.passed && rules.is_some() && !labels.is_empty()).then(|| labels_of(labels));
+    check.resource(resource);
+    let labels = &resource.spec.labels_to_apply;
+    let labels = (check.passed && rules.is_some() && !labels.is_empty()).then(|| labels_of(labels, pool));
     (labels, rules)
 }
 
-fn rules(spec: &ProfileSpec, complaints: &mut Complaints) -> Option<ProfileRules> {
+fn rules(spec: &ProfileSpec<'_>, pool: &mut Pool, complaints: &mut Complaints) -> Option<ProfileRules> {
     let root = At::root();
     let at = root.field("spec");
-    let mut rules = Rules::new("", Selectors::default());
+    let mut rules = Rules::new("", Selectors::new(pool));
     let inbound = rules.convert(&spec.ingress, at.field("ingress"), complaints);
     let outbound = rules.convert(&spec.egress, at.field("egress"), complaints);
     complaints.unless_rejected(ProfileRules { inbound, outbound })
@@ -62,7 +64,7 @@ impl Check<'_> {
         self.complaints.add(at, reason, Effect::LabelsIgnored);
     }
 
-    fn resource(&mut self, resource: &Resource<ProfileSpec>) {
+    fn resource(&mut self, resource: &Resource<'_, ProfileSpec<'_>>) {
         let Resource { metadata, spec } = resource;
         let root = At::root();
         self.metadata(metadata, root.field("metadata"));
@@ -73,16 +75,17 @@ impl Check<'_> {
                 self.rule(rule, at.index(index));
             }
         }
-        self.labels(spec.labels_to_apply.iter(), at.field("labelsToApply"));
+        self.labels(&spec.labels_to_apply, at.field("labelsToApply"));
     }
 
     /// V-20.
-    fn metadata(&mut self, metadata: &Meta, at: At<'_>) {
+    fn metadata(&mut self, metadata: &Meta<'_>, at: At<'_>) {
         let Meta { name, namespace: _, labels, annotations } = metadata;
         if !validate::is_resource_name(name) {
             self.fail(at.field("name"), format_args!("{name:?} is not the name of a resource"));
         }
         let at_annotations = at.field("annotations");
+        let annotations = annotations.sorted();
         for key in annotations.keys().filter(|key| !validate::is_qualified_name(&key.to_lowercase())) {
             self.fail(at_annotations, format_args!("{key:?} is not a qualified name"));
         }
@@ -90,11 +93,11 @@ impl Check<'_> {
         if size > MAX_ANNOTATIONS {
             self.fail(at_annotations, format_args!("{size} bytes where at most {MAX_ANNOTATIONS} are allowed"));
         }
-        self.labels(labels.iter(), at.field("labels"));
+        self.labels(labels, at.field("labels"));
     }
 
-    fn labels<'a>(&mut self, labels: impl Iterator<Item = (&'a String, &'a String)>, at: At<'_>) {
-        for (key, value) in labels {
+    fn labels(&mut self, labels: &TextMap<'_>, at: At<'_>) {
+        for (key, value) in labels.sorted() {
             if !validate::is_qualified_name(key) {
                 self.fail(at, format_args!("{key:?} is not a qualified name"));
             }
@@ -105,13 +108,13 @@ impl Check<'_> {
     }
 
     /// V-22.
-    fn rule(&mut self, rule: &Rule, at: At<'_>) {
-        if !ACTIONS.contains(&rule.action.as_str()) {
+    fn rule(&mut self, rule: &Rule<'_>, at: At<'_>) {
+        if !ACTIONS.contains(&&*rule.action) {
             self.fail(at.field("action"), format_args!("{:?} where one of {ACTIONS:?} is expected", rule.action));
         }
         for (field, protocol) in [("protocol", &rule.protocol), ("notProtocol", &rule.not_protocol)] {
             if let Some(Protocol::Name(name)) = protocol
-                && !PROTOCOLS.contains(&name.as_str())
+                && !PROTOCOLS.contains(&&**name)
             {
                 self.fail(at.field(field), format_args!("{name:?} where one of {PROTOCOLS:?} is expected"));
             }
@@ -133,7 +136,7 @@ impl Check<'_> {
         }
     }
 
-    fn nets(&mut self, entity: &EntityRule, at: At<'_>, v4: &mut bool, v6: &mut bool) {
+    fn nets(&mut self, entity: &EntityRule<'_>, at: At<'_>, v4: &mut bool, v6: &mut bool) {
         for (field, texts) in [("nets", &entity.nets), ("notNets", &entity.not_nets)] {
             let at = at.field(field);
             for (index, text) in texts.iter().enumerate() {

@@ -24,6 +24,16 @@ const PROTOCOL_NAMES: [&str; 6] = ["tcp", "udp", "icmp", "icmpv6", "sctp", "udpl
 /// Protocols whose packets have ports, as far as rules may ask for them (V-13): TCP, UDP, SCTP.
 const PORT_PROTOCOLS: [u8; 3] = [6, 17, 132];
 
+/// Words for actions, in lower case.
+const ACTIONS: [(&str, Action); 6] = [
+    ("allow", Action::Allow),
+    ("", Action::Allow),
+    ("deny", Action::Deny),
+    ("log", Action::Log),
+    ("pass", Action::Pass),
+    ("next-tier", Action::Pass),
+];
+
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
@@ -32,10 +42,10 @@ const MAX_ICMP_CODE: i64 = 255;
 
 /// Converts the rules of one document.
 #[derive(Debug)]
-pub(super) struct Rules<'a> {
+pub(super) struct Rules<'a, 'p> {
     /// Of the policy; empty for global policies and profiles.
     namespace: &'a str,
-    selectors: Selectors,
+    selectors: Selectors<'p>,
     /// X-5 is reported once per document.
     http_reported: bool,
 }
@@ -62,20 +72,21 @@ impl Defects<'_> {
     }
 }
 
-impl<'a> Rules<'a> {
-    pub(super) fn new(namespace: &'a str, selectors: Selectors) -> Self {
+impl<'a, 'p> Rules<'a, 'p> {
+    pub(super) fn new(namespace: &'a str, selectors: Selectors<'p>) -> Self {
         Self { namespace, selectors, http_reported: false }
     }
 
     /// Converts the rules of one direction. Whether the record survives is known to `complaints`.
-    pub(super) fn convert(&mut self, stored: &[v3::Rule], at: At<'_>, complaints: &mut Complaints) -> Vec<Rule> {
+    pub(super) fn convert(&mut self, stored: &[v3::Rule<'_>], at: At<'_>, complaints: &mut Complaints) -> Vec<Rule> {
         let rules = stored.iter().enumerate();
         rules.filter_map(|(index, rule)| self.convert_one(rule, at.index(index), complaints)).collect()
     }
 
-    fn convert_one(&mut self, stored: &v3::Rule, at: At<'_>, complaints: &mut Complaints) -> Option<Rule> {
-        let protocol = protocol(stored.protocol.as_ref(), at.field("protocol"), complaints);
-        let mut not_protocol = self::protocol(stored.not_protocol.as_ref(), at.field("notProtocol"), complaints);
+    fn convert_one(&mut self, stored: &v3::Rule<'_>, at: At<'_>, complaints: &mut Complaints) -> Option<Rule> {
+        let names = &mut self.selectors;
+        let protocol = protocol(stored.protocol.as_ref(), names, at.field("protocol"), complaints);
+        let mut not_protocol = self::protocol(stored.not_protocol.as_ref(), names, at.field("notProtocol"), complaints);
         let explicit_family = family(stored.ip_version, at.field("ipVersion"), complaints);
         let icmp = icmp(stored.icmp.as_ref(), at.field("icmp"), complaints);
         let not_icmp = self::icmp(stored.not_icmp.as_ref(), at.field("notICMP"), complaints);
@@ -109,13 +120,13 @@ impl<'a> Rules<'a> {
             source: self.entity(&stored.source, at.field("source"), &mut defects),
             destination: self.entity(&stored.destination, at.field("destination"), &mut defects),
             has_http: stored.http.is_some(),
-            annotations: stored.metadata.as_ref().map_or_else(BTreeMap::new, |metadata| metadata.annotations.clone()),
+            annotations: annotations(stored),
         };
         fit_icmp(&mut rule, explicit_family, at, &mut defects);
         (!defects.leave_out).then_some(rule)
     }
 
-    fn entity(&mut self, stored: &EntityRule, at: At<'_>, defects: &mut Defects<'_>) -> EntityMatch {
+    fn entity(&mut self, stored: &EntityRule<'_>, at: At<'_>, defects: &mut Defects<'_>) -> EntityMatch {
         let nets = nets(&stored.nets, at.field("nets"), defects.complaints);
         if nets.is_empty() && !stored.nets.is_empty() {
             // H-1. An empty list would match every address.
@@ -132,25 +143,26 @@ impl<'a> Rules<'a> {
             not_nets,
             selector: self.selectors.of_entity(stored, self.namespace, at, defects.complaints),
             not_selector: self.selectors.of_exclusion(stored, at, defects.complaints),
-            ports: ports(&stored.ports, at.field("ports"), defects.complaints),
-            not_ports: ports(&stored.not_ports, at.field("notPorts"), defects.complaints),
-            service: service(stored.services.as_ref(), at.field("services"), defects),
+            ports: ports(&stored.ports, &mut self.selectors, at.field("ports"), defects.complaints),
+            not_ports: ports(&stored.not_ports, &mut self.selectors, at.field("notPorts"), defects.complaints),
+            service: service(stored.services.as_ref(), &mut self.selectors, at.field("services"), defects),
         }
     }
 }
 
 /// R-6, H-3. A missing action allows, as it always did.
 fn action(word: &str, at: At<'_>, complaints: &mut Complaints) -> Option<Action> {
-    match word.to_lowercase().as_str() {
-        "allow" | "" => Some(Action::Allow),
-        "deny" => Some(Action::Deny),
-        "log" => Some(Action::Log),
-        "pass" | "next-tier" => Some(Action::Pass),
-        _ => {
-            complaints.reject(at, format_args!("{word:?} is not an action"));
-            None
-        }
+    let known = ACTIONS.into_iter().find(|(known, _)| word.eq_ignore_ascii_case(known));
+    if known.is_none() {
+        complaints.reject(at, format_args!("{word:?} is not an action"));
     }
+    known.map(|(_, action)| action)
+}
+
+/// The annotations of a rule; of a repeated key the last one counts.
+fn annotations(stored: &v3::Rule<'_>) -> BTreeMap<String, String> {
+    let entries = stored.metadata.iter().flat_map(|metadata| metadata.annotations.iter());
+    entries.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 /// V-9.
@@ -175,17 +187,21 @@ fn implied_family(protocol: Option<&Protocol>) -> Option<Family> {
 }
 
 /// V-10.
-fn protocol(stored: Option<&v3::scalars::Protocol>, at: At<'_>, complaints: &mut Complaints) -> Option<Protocol> {
+fn protocol(
+    stored: Option<&v3::scalars::Protocol<'_>>,
+    names: &mut Selectors<'_>,
+    at: At<'_>,
+    complaints: &mut Complaints,
+) -> Option<Protocol> {
     match stored? {
         v3::scalars::Protocol::Number(0) => complaints.reject(at, "protocol 0 is not a protocol of packets"),
         v3::scalars::Protocol::Number(number) => return Some(Protocol::Number(*number)),
         v3::scalars::Protocol::Name(name) => {
-            let lower = name.to_lowercase();
-            if PROTOCOL_NAMES.contains(&lower.as_str()) {
-                return Some(Protocol::Name(lower.into()));
+            if let Some(known) = PROTOCOL_NAMES.into_iter().find(|known| name.eq_ignore_ascii_case(known)) {
+                return Some(Protocol::Name(names.name(known)));
             }
-            let names = PROTOCOL_NAMES.join(", ");
-            complaints.reject(at, format_args!("{name:?} is neither a protocol number nor one of {names}"));
+            let known = PROTOCOL_NAMES.join(", ");
+            complaints.reject(at, format_args!("{name:?} is neither a protocol number nor one of {known}"));
         }
     }
     None
@@ -235,7 +251,7 @@ fn fit_icmp(rule: &mut Rule, explicit: Option<Family>, at: At<'_>, defects: &mut
 }
 
 /// Parses networks; entries that are none are reported and dropped.
-fn nets(stored: &[String], at: At<'_>, complaints: &mut Complaints) -> Vec<IpNet> {
+fn nets(stored: &[v3::Text<'_>], at: At<'_>, complaints: &mut Complaints) -> Vec<IpNet> {
     let mut nets = Vec::with_capacity(stored.len());
     for (index, text) in stored.iter().enumerate() {
         match cidr::parse_net(text) {
@@ -247,7 +263,12 @@ fn nets(stored: &[String], at: At<'_>, complaints: &mut Complaints) -> Vec<IpNet
 }
 
 /// V-12.
-fn ports(stored: &[v3::scalars::Port], at: At<'_>, complaints: &mut Complaints) -> Vec<Port> {
+fn ports(
+    stored: &[v3::scalars::Port<'_>],
+    names: &mut Selectors<'_>,
+    at: At<'_>,
+    complaints: &mut Complaints,
+) -> Vec<Port> {
     let mut ports = Vec::with_capacity(stored.len());
     for (index, port) in stored.iter().enumerate() {
         match port {
@@ -256,7 +277,7 @@ fn ports(stored: &[v3::scalars::Port], at: At<'_>, complaints: &mut Complaints) 
                 ports.push(Port::Range(PortRange { first: *first, last: *last }));
             }
             v3::scalars::Port::Named(name) if validate::is_rule_port_name(name) => {
-                ports.push(Port::Named(name.as_str().into()));
+                ports.push(Port::Named(names.name(name)));
             }
             v3::scalars::Port::Named(name) => {
                 complaints.reject(at.index(index), format_args!("{name:?} is neither a port nor the name of one"));
@@ -267,7 +288,7 @@ fn ports(stored: &[v3::scalars::Port], at: At<'_>, complaints: &mut Complaints) 
 }
 
 /// V-13: which ports a rule may ask for depends on its protocol.
-fn check_ports_fit(entity: &EntityRule, protocol: Option<&Protocol>, at: At<'_>, complaints: &mut Complaints) {
+fn check_ports_fit(entity: &EntityRule<'_>, protocol: Option<&Protocol>, at: At<'_>, complaints: &mut Complaints) {
     for (field, ports) in [("ports", &entity.ports), ("notPorts", &entity.not_ports)] {
         match protocol {
             None => {
@@ -285,11 +306,16 @@ fn check_ports_fit(entity: &EntityRule, protocol: Option<&Protocol>, at: At<'_>,
     }
 }
 
-fn service(stored: Option<&Services>, at: At<'_>, defects: &mut Defects<'_>) -> Option<ServiceRef> {
+fn service(
+    stored: Option<&Services<'_>>,
+    names: &mut Selectors<'_>,
+    at: At<'_>,
+    defects: &mut Defects<'_>,
+) -> Option<ServiceRef> {
     let Services { name, namespace } = stored?;
     if name.is_empty() {
         defects.unusable(at.field("name"), "the service has no name");
         return None;
     }
-    Some(ServiceRef { namespace: namespace.as_str().into(), name: name.as_str().into() })
+    Some(ServiceRef { namespace: names.name(namespace), name: names.name(name) })
 }

@@ -4,11 +4,12 @@
 //! The combinations are made as text and parsed again, because that is how they are defined: replacing
 //! `all()` acts on the whole text, quoted values included (C-61).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::complaint::{At, Complaints};
-use crate::selector::{ParseError, Selector};
+use crate::intern::Pool;
+use crate::names::Name;
+use crate::selector::Selector;
 use crate::v3::policy::{EntityRule, PolicySpec, ServiceAccounts};
 
 const NAMESPACE_PREFIX: &str = "pcns.";
@@ -16,25 +17,24 @@ const SERVICE_ACCOUNT_PREFIX: &str = "pcsa.";
 const HAS_NAMESPACE: &str = "has(projectcalico.org/namespace)";
 const HAS_SERVICE_ACCOUNT: &str = "has(projectcalico.org/serviceaccount)";
 
-/// Parses selectors of one document; equal texts give the same object.
-#[derive(Debug, Default)]
-pub(super) struct Selectors {
-    parsed: HashMap<String, Arc<Selector>>,
+/// Parses the selectors of one document; equal texts give the same object, in all documents.
+#[derive(Debug)]
+pub(super) struct Selectors<'p> {
+    pool: &'p mut Pool,
 }
 
-impl Selectors {
-    fn parse(&mut self, text: &str) -> Result<Arc<Selector>, ParseError> {
-        if let Some(selector) = self.parsed.get(text) {
-            return Ok(Arc::clone(selector));
-        }
-        let selector = Arc::new(Selector::parse(text)?);
-        self.parsed.insert(text.to_owned(), Arc::clone(&selector));
-        Ok(selector)
+impl<'p> Selectors<'p> {
+    pub(super) fn new(pool: &'p mut Pool) -> Self {
+        Self { pool }
+    }
+
+    pub(super) fn name(&mut self, text: &str) -> Name {
+        self.pool.name(text)
     }
 
     /// Parses a text or rejects the record.
     fn parse_or_reject(&mut self, text: &str, at: At<'_>, complaints: &mut Complaints) -> Option<Arc<Selector>> {
-        match self.parse(text) {
+        match self.pool.selector(text) {
             Ok(selector) => Some(selector),
             Err(error) => {
                 complaints.reject(at, format_args!("{text:?} is not a selector: {error}"));
@@ -51,7 +51,7 @@ impl Selectors {
     /// Returns the selector of a namespaced policy (C-60).
     pub(super) fn of_network_policy(
         &mut self,
-        spec: &PolicySpec,
+        spec: &PolicySpec<'_>,
         namespace: &str,
         at: At<'_>,
         complaints: &mut Complaints,
@@ -74,13 +74,13 @@ impl Selectors {
     /// Returns the selector of a global policy (C-61).
     pub(super) fn of_global_policy(
         &mut self,
-        spec: &PolicySpec,
+        spec: &PolicySpec<'_>,
         at: At<'_>,
         complaints: &mut Complaints,
     ) -> Option<Arc<Selector>> {
         let at_selector = at.field("selector");
         self.parse_or_reject(&spec.selector, at_selector, complaints)?;
-        let mut text = spec.selector.clone();
+        let mut text = spec.selector.to_string();
         for (field, selector, prefix, has) in [
             ("namespaceSelector", &spec.namespace_selector, NAMESPACE_PREFIX, HAS_NAMESPACE),
             ("serviceAccountSelector", &spec.service_account_selector, SERVICE_ACCOUNT_PREFIX, HAS_SERVICE_ACCOUNT),
@@ -99,7 +99,7 @@ impl Selectors {
     /// that of the policy, empty for global policies and profiles.
     pub(super) fn of_entity(
         &mut self,
-        entity: &EntityRule,
+        entity: &EntityRule<'_>,
         namespace: &str,
         at: At<'_>,
         complaints: &mut Complaints,
@@ -139,7 +139,7 @@ impl Selectors {
     /// Returns the negative selector of one side of a rule, if it has one (C-66).
     pub(super) fn of_exclusion(
         &mut self,
-        entity: &EntityRule,
+        entity: &EntityRule<'_>,
         at: At<'_>,
         complaints: &mut Complaints,
     ) -> Option<Arc<Selector>> {
@@ -152,7 +152,7 @@ impl Selectors {
     /// C-63. Empty if there is nothing to restrict, `None` if the record was rejected.
     fn of_service_accounts(
         &mut self,
-        accounts: &ServiceAccounts,
+        accounts: &ServiceAccounts<'_>,
         at: At<'_>,
         complaints: &mut Complaints,
     ) -> Option<String> {
@@ -169,7 +169,8 @@ impl Selectors {
             complaints.reject(at_names, format_args!("{name:?} cannot be the name of a service account"));
             return None;
         }
-        let set = format!("projectcalico.org/serviceaccount in {{ '{}' }}", accounts.names.join("', '"));
+        let names: Vec<&str> = accounts.names.iter().map(|name| &**name).collect();
+        let set = format!("projectcalico.org/serviceaccount in {{ '{}' }}", names.join("', '"));
         let by_name = self.canonical(&set, "", at_names, complaints)?;
         Some(if by_label.is_empty() { by_name } else { format!("({by_label}) && ({by_name})") })
     }

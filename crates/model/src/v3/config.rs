@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::scalars::{NumberOrText, Port, Protocol, objects, or_default, string_map};
+use super::object::objects;
+use super::scalars::{NumberOrText, Port, Protocol};
+use super::text::{Text, TextMap};
 
 mod duration;
 mod fields;
@@ -70,7 +72,7 @@ impl<'de> Deserialize<'de> for FelixConfigurationSpec {
                         continue;
                     };
                     let value: Value = map.next_value()?;
-                    match kind.text(value).map_err(|reason| A::Error::custom(format_args!("{field}: {reason}")))? {
+                    match kind.text(&value).map_err(|reason| A::Error::custom(format_args!("{field}: {reason}")))? {
                         Some(text) => spec.parameters.insert(parameter, text),
                         None => spec.parameters.remove(parameter),
                     };
@@ -86,39 +88,30 @@ impl<'de> Deserialize<'de> for FelixConfigurationSpec {
 /// Why a value does not fit its field.
 type Mismatch = serde_json::Error;
 
-#[derive(Deserialize)]
-#[serde(remote = "Self")]
-struct FailsafePort {
-    #[serde(deserialize_with = "or_default", default)]
-    protocol: Protocol,
-    #[serde(deserialize_with = "or_default", default)]
-    port: u16,
-    #[serde(deserialize_with = "or_default", default)]
-    net: String,
-}
+objects! {
+    /// One of the failsafe ports.
+    pub struct FailsafePort<'a> {
+        "protocol" protocol: Protocol<'a>,
+        "port" port: u16,
+        "net" net: Text<'a>,
+    }
 
-#[derive(Deserialize)]
-#[serde(remote = "Self")]
-struct Range {
-    #[serde(deserialize_with = "or_default", default)]
-    min: i64,
-    #[serde(deserialize_with = "or_default", default)]
-    max: i64,
-}
+    /// A range of numbers, both ends included.
+    pub struct Range {
+        "min" min: i64,
+        "max" max: i64,
+    }
 
-#[derive(Deserialize)]
-#[serde(remote = "Self")]
-struct HealthTimeout {
-    #[serde(deserialize_with = "or_default", default)]
-    name: String,
-    timeout: String,
+    /// How long a part of the agent may be silent.
+    pub struct HealthTimeout<'a> {
+        "name" name: Text<'a>,
+        "timeout" timeout: Text<'a>,
+    }
 }
-
-objects!(FailsafePort, Range, HealthTimeout);
 
 impl Kind {
     /// Returns the text of a value, `None` if the field counts as unset.
-    fn text(self, value: Value) -> Result<Option<String>, Mismatch> {
+    fn text(self, value: &Value) -> Result<Option<String>, Mismatch> {
         if value.is_null() {
             return Ok(None);
         }
@@ -128,31 +121,35 @@ impl Kind {
             Self::Int => Some(read::<i64>(value)?.to_string()),
             Self::Seconds => Some(duration::in_units(&read::<String>(value)?, duration::SECOND)?),
             Self::Millis => Some(duration::in_units(&read::<String>(value)?, duration::MILLISECOND)?),
-            Self::Port => Some(read::<Port>(value)?.to_string()),
-            Self::Ports => Some(joined(read::<Vec<Port>>(value)?)),
+            Self::Port => Some(read::<Port<'_>>(value)?.to_string()),
+            Self::Ports => Some(joined(read::<Vec<Port<'_>>>(value)?)),
             Self::Texts => Some(read::<Vec<String>>(value)?.join(",")),
-            Self::TextMap => {
-                Some(string_map(value)?.into_iter().map(|(key, value)| format!("{key}={value},")).collect())
-            }
+            Self::TextMap => Some(
+                read::<TextMap<'_>>(value)?
+                    .sorted()
+                    .into_iter()
+                    .map(|(key, value)| format!("{key}={value},"))
+                    .collect(),
+            ),
             Self::Dscp => Some(read::<NumberOrText>(value)?.to_string()),
-            Self::Failsafe => Some(failsafe_text(&read::<Vec<FailsafePort>>(value)?)),
+            Self::Failsafe => Some(failsafe_text(&read::<Vec<FailsafePort<'_>>>(value)?)),
             Self::Range => Some(range_text(&read::<Range>(value)?)),
             Self::Ranges => Some(joined(read::<Vec<Range>>(value)?.iter().map(range_text))),
             Self::HealthTimeouts => {
-                let timeouts: Vec<HealthTimeout> = read(value)?;
+                let timeouts: Vec<HealthTimeout<'_>> = read(value)?;
                 for HealthTimeout { timeout, .. } in &timeouts {
                     duration::parse(timeout)?;
                 }
                 let text = joined(timeouts.iter().map(|HealthTimeout { name, timeout }| format!("{name}={timeout}")));
                 Some(text).filter(|text| !text.is_empty())
             }
-            Self::ConntrackTimeouts => Some(conntrack_timeouts_text(&string_map(value)?)),
+            Self::ConntrackTimeouts => Some(conntrack_timeouts_text(&read(value)?)),
         })
     }
 }
 
-fn read<T: DeserializeOwned>(value: Value) -> Result<T, Mismatch> {
-    serde_json::from_value(value)
+fn read<'v, T: Deserialize<'v>>(value: &'v Value) -> Result<T, Mismatch> {
+    T::deserialize(value)
 }
 
 fn joined(parts: impl IntoIterator<Item = impl ToString>) -> String {
@@ -164,13 +161,13 @@ fn range_text(Range { min, max }: &Range) -> String {
 }
 
 /// C-45.
-fn failsafe_text(ports: &[FailsafePort]) -> String {
+fn failsafe_text(ports: &[FailsafePort<'_>]) -> String {
     if ports.is_empty() {
         return "none".to_owned();
     }
     joined(ports.iter().map(|FailsafePort { protocol, port, net }| {
         let protocol = protocol.to_string().to_lowercase();
-        match net.as_str() {
+        match &**net {
             "" => format!("{protocol}:{port}"),
             v6 if v6.contains(':') => format!("{protocol}:[{v6}]:{port}"),
             v4 => format!("{protocol}:{v4}:{port}"),
@@ -179,7 +176,7 @@ fn failsafe_text(ports: &[FailsafePort]) -> String {
 }
 
 /// `FieldName=value` in the order of the fields; those that are unset are left out.
-fn conntrack_timeouts_text(timeouts: &BTreeMap<String, String>) -> String {
+fn conntrack_timeouts_text(timeouts: &TextMap<'_>) -> String {
     const FIELDS: [(&str, &str); 8] = [
         ("creationGracePeriod", "CreationGracePeriod"),
         ("tcpSynSent", "TCPSynSent"),
@@ -191,7 +188,7 @@ fn conntrack_timeouts_text(timeouts: &BTreeMap<String, String>) -> String {
         ("icmpTimeout", "ICMPTimeout"),
     ];
     joined(FIELDS.iter().filter_map(|(field, name)| {
-        timeouts.get(*field).filter(|value| !value.is_empty()).map(|value| format!("{name}={value}"))
+        timeouts.get(field).filter(|value| !value.is_empty()).map(|value| format!("{name}={value}"))
     }))
 }
 

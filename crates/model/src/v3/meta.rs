@@ -1,47 +1,88 @@
 //! What all resources have in common (J-1, J-4).
 
-use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::scalars::{FromObject, object, objects, or_default, string_map};
+use super::object::{OrDefault, objects};
+use super::text::{Text, TextMap};
 
 /// A stored document. The key decides the type; `kind` and `apiVersion` are not looked at (J-1).
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, remote = "Self")]
-pub struct Resource<S: Default> {
-    #[serde(deserialize_with = "or_default")]
-    pub metadata: Meta,
-    // The bound is spelled out because the function, not the derive, calls for it.
-    #[serde(deserialize_with = "or_default", bound(deserialize = "S: Deserialize<'de> + Default"))]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resource<'a, S> {
+    pub metadata: Meta<'a>,
     pub spec: S,
 }
 
-/// `metadata`, as far as the agent reads it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, remote = "Self", rename_all = "camelCase")]
-pub struct Meta {
-    #[serde(deserialize_with = "or_default")]
-    pub name: String,
-    #[serde(deserialize_with = "or_default")]
-    pub namespace: String,
-    #[serde(deserialize_with = "string_map")]
-    pub labels: BTreeMap<String, String>,
-    #[serde(deserialize_with = "string_map")]
-    pub annotations: BTreeMap<String, String>,
-}
-
-objects!(Meta);
-
-impl<'de, S: Deserialize<'de> + Default> FromObject<'de> for Resource<S> {
-    fn from_object<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The inherent function of the derive.
-        Self::deserialize(deserializer)
+objects! {
+    /// `metadata`, as far as the agent reads it.
+    pub struct Meta<'a> {
+        "name" name: Text<'a>,
+        "namespace" namespace: Text<'a>,
+        "labels" labels: TextMap<'a>,
+        "annotations" annotations: TextMap<'a>,
     }
 }
 
-impl<'de, S: Deserialize<'de> + Default> Deserialize<'de> for Resource<S> {
+/// The only struct with a parameter, and so the only one that the macro does not write.
+impl<'de: 'a, 'a, S: Deserialize<'de> + Default> Deserialize<'de> for Resource<'a, S> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        object(deserializer)
+        struct ResourceVisitor<S>(PhantomData<S>);
+
+        impl<'de, S: Deserialize<'de> + Default> Visitor<'de> for ResourceVisitor<S> {
+            type Value = Resource<'de, S>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Resource<'de, S>, A::Error> {
+                let mut resource = Resource::default();
+                while let Some(field) = map.next_key()? {
+                    match field {
+                        Field::Metadata => resource.metadata = map.next_value::<OrDefault<Meta<'de>>>()?.0,
+                        Field::Spec => resource.spec = map.next_value::<OrDefault<S>>()?.0,
+                        Field::Unknown => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(resource)
+            }
+        }
+
+        deserializer.deserialize_map(ResourceVisitor(PhantomData))
+    }
+}
+
+enum Field {
+    Metadata,
+    Spec,
+    Unknown,
+}
+
+impl<'de> Deserialize<'de> for Field {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldVisitor;
+
+        impl Visitor<'_> for FieldVisitor {
+            type Value = Field;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_str<E: Error>(self, key: &str) -> Result<Field, E> {
+                Ok(match key {
+                    "metadata" => Field::Metadata,
+                    "spec" => Field::Spec,
+                    _ => Field::Unknown,
+                })
+            }
+        }
+
+        deserializer.deserialize_identifier(FieldVisitor)
     }
 }

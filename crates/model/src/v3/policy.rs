@@ -1,131 +1,104 @@
 //! Policies and the rules that they share with profiles (datastore.md 3.3 to 3.5).
 
-use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
-use super::scalars::{Port, Protocol, objects, or_default, string_map};
+use super::object::objects;
+use super::scalars::{Port, Protocol};
+use super::text::{Text, TextMap};
 
-/// `spec` of a NetworkPolicy or GlobalNetworkPolicy; the former has the last four fields at zero.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, remote = "Self", rename_all = "camelCase")]
-pub struct PolicySpec {
-    #[serde(deserialize_with = "or_default")]
-    pub tier: String,
-    pub order: Option<f64>,
-    #[serde(deserialize_with = "or_default")]
-    pub ingress: Vec<Rule>,
-    #[serde(deserialize_with = "or_default")]
-    pub egress: Vec<Rule>,
-    #[serde(deserialize_with = "or_default")]
-    pub selector: String,
-    #[serde(deserialize_with = "or_default")]
-    pub types: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
-    pub service_account_selector: String,
-    #[serde(deserialize_with = "or_default")]
-    pub performance_hints: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
-    pub do_not_track: bool,
-    #[serde(rename = "preDNAT", deserialize_with = "or_default")]
-    pub pre_dnat: bool,
-    #[serde(deserialize_with = "or_default")]
-    pub apply_on_forward: bool,
-    #[serde(deserialize_with = "or_default")]
-    pub namespace_selector: String,
-}
+objects! {
+    /// `spec` of a NetworkPolicy or GlobalNetworkPolicy; the former has the last four fields at zero.
+    pub struct PolicySpec<'a> {
+        "tier" tier: Text<'a>,
+        "order" order: Option<f64>,
+        "ingress" ingress: Vec<Rule<'a>>,
+        "egress" egress: Vec<Rule<'a>>,
+        "selector" selector: Text<'a>,
+        "types" types: Vec<Text<'a>>,
+        "serviceAccountSelector" service_account_selector: Text<'a>,
+        "performanceHints" performance_hints: Vec<Text<'a>>,
+        "doNotTrack" do_not_track: bool,
+        "preDNAT" pre_dnat: bool,
+        "applyOnForward" apply_on_forward: bool,
+        "namespaceSelector" namespace_selector: Text<'a>,
+    }
 
-/// One rule.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, remote = "Self", rename_all = "camelCase")]
-pub struct Rule {
-    #[serde(deserialize_with = "or_default")]
-    pub action: String,
-    pub ip_version: Option<i64>,
-    pub protocol: Option<Protocol>,
-    pub not_protocol: Option<Protocol>,
-    pub icmp: Option<Icmp>,
-    #[serde(rename = "notICMP")]
-    pub not_icmp: Option<Icmp>,
-    #[serde(deserialize_with = "or_default")]
-    pub source: EntityRule,
-    #[serde(deserialize_with = "or_default")]
-    pub destination: EntityRule,
-    pub http: Option<IgnoredObject>,
-    pub metadata: Option<RuleMetadata>,
-}
+    /// One rule.
+    pub struct Rule<'a> {
+        "action" action: Text<'a>,
+        "ipVersion" ip_version: Option<i64>,
+        "protocol" protocol: Option<Protocol<'a>>,
+        "notProtocol" not_protocol: Option<Protocol<'a>>,
+        "icmp" icmp: Option<Icmp>,
+        "notICMP" not_icmp: Option<Icmp>,
+        "source" source: EntityRule<'a>,
+        "destination" destination: EntityRule<'a>,
+        "http" http: Option<IgnoredObject>,
+        "metadata" metadata: Option<RuleMetadata<'a>>,
+    }
 
-/// A rule's ICMP match.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, remote = "Self")]
-pub struct Icmp {
-    #[serde(rename = "type")]
-    pub kind: Option<i64>,
-    pub code: Option<i64>,
-}
+    /// A rule's ICMP match.
+    #[derive(Copy)]
+    pub struct Icmp {
+        "type" kind: Option<i64>,
+        "code" code: Option<i64>,
+    }
 
-/// One side of a rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, remote = "Self", rename_all = "camelCase")]
-pub struct EntityRule {
-    #[serde(deserialize_with = "or_default")]
-    pub nets: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
-    pub not_nets: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
-    pub selector: String,
-    #[serde(deserialize_with = "or_default")]
-    pub not_selector: String,
-    #[serde(deserialize_with = "or_default")]
-    pub namespace_selector: String,
-    #[serde(deserialize_with = "or_default")]
-    pub ports: Vec<Port>,
-    #[serde(deserialize_with = "or_default")]
-    pub not_ports: Vec<Port>,
-    pub service_accounts: Option<ServiceAccounts>,
-    pub services: Option<Services>,
-}
+    /// One side of a rule.
+    pub struct EntityRule<'a> {
+        "nets" nets: Vec<Text<'a>>,
+        "notNets" not_nets: Vec<Text<'a>>,
+        "selector" selector: Text<'a>,
+        "notSelector" not_selector: Text<'a>,
+        "namespaceSelector" namespace_selector: Text<'a>,
+        "ports" ports: Vec<Port<'a>>,
+        "notPorts" not_ports: Vec<Port<'a>>,
+        "serviceAccounts" service_accounts: Option<ServiceAccounts<'a>>,
+        "services" services: Option<Services<'a>>,
+    }
 
-/// Service accounts by name, by label, or both.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, remote = "Self")]
-pub struct ServiceAccounts {
-    #[serde(deserialize_with = "or_default")]
-    pub names: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
-    pub selector: String,
-}
+    /// Service accounts by name, by label, or both.
+    pub struct ServiceAccounts<'a> {
+        "names" names: Vec<Text<'a>>,
+        "selector" selector: Text<'a>,
+    }
 
-/// A Kubernetes service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, remote = "Self")]
-pub struct Services {
-    #[serde(deserialize_with = "or_default")]
-    pub name: String,
-    #[serde(deserialize_with = "or_default")]
-    pub namespace: String,
-}
+    /// A Kubernetes service.
+    pub struct Services<'a> {
+        "name" name: Text<'a>,
+        "namespace" namespace: Text<'a>,
+    }
 
-/// A rule's `metadata`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, remote = "Self")]
-pub struct RuleMetadata {
-    #[serde(deserialize_with = "string_map")]
-    pub annotations: BTreeMap<String, String>,
-}
-
-/// An object of which only the presence matters: the packet filter does not evaluate HTTP.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct IgnoredObject(BTreeMap<String, Ignored>);
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-struct Ignored(#[allow(dead_code, reason = "any value is accepted and forgotten")] IgnoredAny);
-
-impl PartialEq for Ignored {
-    fn eq(&self, _: &Self) -> bool {
-        true
+    /// A rule's `metadata`.
+    pub struct RuleMetadata<'a> {
+        "annotations" annotations: TextMap<'a>,
     }
 }
 
-objects!(PolicySpec, Rule, Icmp, EntityRule, ServiceAccounts, Services, RuleMetadata);
+/// An object of which only the presence matters: the packet filter does not evaluate HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IgnoredObject;
+
+impl<'de> Deserialize<'de> for IgnoredObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor;
+
+        impl<'de> Visitor<'de> for ObjectVisitor {
+            type Value = IgnoredObject;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<IgnoredObject, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(IgnoredObject)
+            }
+        }
+
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}

@@ -34,6 +34,37 @@ proptest! {
     }
 
     #[test]
+    fn what_was_converted_before_makes_no_difference(
+        documents in prop::collection::vec((0..KEYS.len(), any_json(), any::<bool>()), 0..12),
+    ) {
+        let mut converter = Converter::new(STRICT);
+        for (key, document, sweep) in documents {
+            let key = format!("{}{}", crate::key::RESOURCES, KEYS[key]);
+            let value = document.to_string();
+            let mut updates = Vec::new();
+            let complaints = converter.decode(key.as_bytes(), Some(value.as_bytes()), &mut updates);
+            let key = ResourceKey::parse(key.as_bytes()).unwrap();
+            let alone = convert(&key, Some(value.as_bytes()), &STRICT);
+            assert_eq!((updates, complaints), (alone.updates, Some(alone.complaints)));
+            if sweep {
+                converter.pool().sweep();
+            }
+        }
+        converter.pool().sweep();
+        assert!(converter.pool().is_empty());
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_read_as_replacement_characters(at in 0..60_usize, byte in 0x80..=0xff_u8) {
+        let document = r#"{"metadata": {"labels": {"key": "value", "k": "v"}}, "spec": {"nets": ["10.0.0.1"]}}"#;
+        let mut bytes = document.as_bytes().to_vec();
+        bytes[at] = byte;
+        let key = ResourceKey::GlobalNetworkSet("s".into());
+        let replaced = String::from_utf8_lossy(&bytes).into_owned();
+        assert_eq!(convert(&key, Some(&bytes), &STRICT), convert(&key, Some(replaced.as_bytes()), &STRICT));
+    }
+
+    #[test]
     fn every_rule_that_comes_out_can_be_rendered(rules in prop::collection::vec(any_rule(), 1..5)) {
         let document = json!({"metadata": {"namespace": "ns"}, "spec": {"ingress": rules}});
         for key in ["networkpolicies/ns/p", "globalnetworkpolicies/p"] {
