@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind, sendto, socket,
+    AddressFamily, LinkAddr, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind, recv,
+    sendto, socket,
 };
 
 use crate::frames::{self, Token};
@@ -335,6 +336,89 @@ impl Sniffer {
         }
         Ok(false)
     }
+}
+
+/// One end of a wire: frames are sent as they are, and all that arrive are seen.
+#[derive(Debug)]
+pub struct Wire {
+    socket: UdpSocket,
+    mac: [u8; 6],
+}
+
+impl Wire {
+    /// Opens `interface` of the calling thread's namespace; it may then be used from any thread.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface or the process is not root.
+    pub fn open(interface: &str) -> Result<Self> {
+        let (raw, address) = packet_socket(interface)?;
+        let mac = address.addr().context("the interface has no MAC address")?;
+        Ok(Self { socket: UdpSocket::from(raw), mac })
+    }
+
+    /// Returns the interface's own address.
+    #[must_use]
+    pub fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    ///
+    /// If the interface is down.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        let sent = self.socket.send(frame)?;
+        ensure!(sent == frame.len(), "sent {sent} of {} bytes", frame.len());
+        Ok(())
+    }
+
+    /// Waits for one frame; `None` if none came within `limit`. With a limit of zero it takes what is there.
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails.
+    pub fn receive(&self, limit: Duration) -> Result<Option<Vec<u8>>> {
+        if !limit.is_zero() {
+            return receive(&self.socket, limit);
+        }
+        let mut buffer = vec![0; 2048];
+        match recv(std::os::fd::AsRawFd::as_raw_fd(&self.socket), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => {
+                buffer.truncate(length);
+                Ok(Some(buffer))
+            }
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Forgets all connections that the calling thread's namespace tracks (`IPCTNL_MSG_CT_DELETE` without a filter).
+///
+/// # Errors
+///
+/// If the process is not root or the kernel does not track connections.
+pub fn forget_connections() -> Result<()> {
+    const LENGTH: u32 = 20;
+    const CT_DELETE: u16 = 1 << 8 | 2;
+    const REQUEST_WITH_ACK: u16 = 1 | 4;
+    let netlink =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
+            .context("netfilter's netlink socket")?;
+    let mut message = LENGTH.to_ne_bytes().to_vec();
+    message.extend(CT_DELETE.to_ne_bytes());
+    message.extend(REQUEST_WITH_ACK.to_ne_bytes());
+    message.extend([0; 8]); // Sequence number and port.
+    message.extend([0; 4]); // Of any family, version 0, no resource.
+    sendto_exactly(&netlink, &message, &NetlinkAddr::new(0, 0))?;
+    let mut answer = [0; 64];
+    let length = recv(std::os::fd::AsRawFd::as_raw_fd(&netlink), &mut answer, MsgFlags::empty())?;
+    let error = answer.get(16..20).filter(|_| length >= 20).context("a short answer")?;
+    let error = i32::from_ne_bytes(error.try_into()?);
+    ensure!(error == 0, "the kernel keeps the connections: {}", Errno::from_raw(-error));
+    Ok(())
 }
 
 /// Opens a packet socket bound to the interface and returns it with the interface's address.
