@@ -16,6 +16,7 @@ help:
 	@echo 'make demo    build, and show the agent enforcing security groups on real packets (root)'
 	@echo "             options: make demo DEMO='--variant legacy|nft --family 4|6'"
 	@echo 'make test    build, and run all tests (root; FELIX_TESTS=pure make test runs those that need no root)'
+	@echo 'make worlds  send packets through many more random worlds than the tests do: make worlds WORLDS=5000 (root)'
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
 	@echo 'make mutants seed faults into graph and compiler, one at a time: every one must fail a test'
 	@echo 'make setup   install what is missing: compiler, protoc, iptables, ipset, iproute2, etcd'
@@ -31,6 +32,9 @@ test: setup
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-fail-fast
 	$(CARGO) run --quiet --package xtask -- check
+
+worlds: setup
+	FELIX_WORLDS=$(WORLDS) $(CARGO) test --package felix-tests --test worlds -- --nocapture
 
 bench: setup
 	$(CARGO) build --release --package agent --package felix-benches --bins

@@ -9,6 +9,8 @@
 pub mod agent;
 pub mod bed;
 pub mod data;
+pub mod ground;
+pub mod in_process;
 pub mod kernel;
 #[allow(clippy::unwrap_used, reason = "a test helper that meets something unexpected fails its test")]
 pub mod rule_text;
@@ -17,3 +19,4 @@ pub mod store;
 pub mod stream;
 pub mod table;
 pub mod watch;
+pub mod worlds;

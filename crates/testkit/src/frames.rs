@@ -128,6 +128,22 @@ pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, code: u8, id: u16, to
     message
 }
 
+/// Returns an ICMP error of the family of the addresses about a packet: its header, 8 bytes of what follows, the token.
+#[must_use]
+pub fn icmp_error(source: IpAddr, destination: IpAddr, kind: u8, about: &[u8], token: &Token) -> Vec<u8> {
+    let header = if destination.is_ipv4() { 20 } else { 40 };
+    let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(&about[..about.len().min(header + 8)]);
+    message.extend(token);
+    if destination.is_ipv4() {
+        let sum = checksum(&[&message]);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        seal(&mut message, 2, source, destination, 58);
+    }
+    message
+}
+
 /// Returns an Ethernet frame with an IP packet in it; nobody looks at who has sent it.
 #[must_use]
 pub fn ethernet(to: [u8; 6], packet: &[u8]) -> Vec<u8> {

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind, recv,
-    sendto, socket,
+    AddressFamily, LinkAddr, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind,
+    recv, sendto, socket,
 };
 
 use crate::frames::{self, Token};
@@ -404,9 +404,8 @@ pub fn forget_connections() -> Result<()> {
     const LENGTH: u32 = 20;
     const CT_DELETE: u16 = 1 << 8 | 2;
     const REQUEST_WITH_ACK: u16 = 1 | 4;
-    let netlink =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
-            .context("netfilter's netlink socket")?;
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
+        .context("netfilter's netlink socket")?;
     let mut message = LENGTH.to_ne_bytes().to_vec();
     message.extend(CT_DELETE.to_ne_bytes());
     message.extend(REQUEST_WITH_ACK.to_ne_bytes());
