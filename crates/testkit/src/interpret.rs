@@ -9,6 +9,8 @@
 
 mod check;
 mod matches;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -50,9 +50,8 @@ fn matches(rule: Rule, others: &[Update], packet: &Packet) -> bool {
 /// Names of policies in the order in which they are looked at, from the rules that do not match.
 fn order_of(facts: &Facts) -> Vec<String> {
     let steps = judge(facts, Direction::Ingress, &tcp(1)).steps;
-    let line = |step: &verdict::Step| match step {
-        verdict::Step::NotMatched { rule, .. } => Some(rule.to_string()),
-        _ => None,
+    let line = |step: &verdict::Step| {
+        if let verdict::Step::NotMatched { rule, .. } = step { Some(rule.to_string()) } else { None }
     };
     let policy = |line: String| line.split_whitespace().nth(5).map(str::to_owned);
     steps.iter().filter_map(line).filter_map(policy).collect()
@@ -155,7 +154,7 @@ fn r_9_a_rule_has_a_form_of_its_own_in_each_family() {
         ("selector, IPv6", rule("deny v6 from role == 's'"), 47, [false, true]),
     ] {
         let with_type = plain(protocol).map(|packet| if protocol == 58 { packet.with_icmp(128, 0) } else { packet });
-        let got = with_type.map(|packet| matches(given.clone(), &[own.clone()], &packet));
+        let got = with_type.map(|packet| matches(given.clone(), std::slice::from_ref(&own), &packet));
         assert_eq!(got, wanted, "{text}");
     }
 }
