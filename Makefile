@@ -9,8 +9,10 @@ CARGO ?= cargo
 DEMO ?=
 # Arguments of the benchmark; --help lists them.
 BENCH ?=
+# How many random histories `make histories` goes through.
+HISTORIES ?= 300000
 
-.PHONY: help demo test bench mutants setup lint clean
+.PHONY: help demo test bench histories mutants setup lint clean
 
 help:
 	@echo 'make demo    build, and show the agent enforcing security groups on real packets (root)'
@@ -18,6 +20,7 @@ help:
 	@echo 'make test    build, and run all tests (root; FELIX_TESTS=pure make test runs those that need no root)'
 	@echo 'make worlds  send packets through many more random worlds than the tests do: make worlds WORLDS=5000 (root)'
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
+	@echo 'make histories  compare program and policy over many more random histories (HISTORIES=n) than make test'
 	@echo 'make mutants seed faults into graph and compiler, one at a time: every one must fail a test'
 	@echo 'make setup   install what is missing: compiler, protoc, iptables, ipset, iproute2, etcd'
 	@echo 'make lint    formatting, clippy and the architecture check'
@@ -39,6 +42,9 @@ worlds: setup
 bench: setup
 	$(CARGO) build --release --package agent --package felix-benches --bins
 	$(CARGO) run --release --quiet --package felix-benches -- $(BENCH)
+
+histories: setup
+	FELIX_HISTORIES=$(HISTORIES) $(CARGO) test --release --package compiler --test verdicts
 
 # Takes half an hour; one copy of the tree per job, below target/mutants.
 mutants: setup

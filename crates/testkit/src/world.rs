@@ -124,8 +124,10 @@ impl Domain {
             _ => Connection::New,
         });
         match protocol {
-            6 | 17 | 132 => packet.with_ports(dice.pick(&[1, 3, 80, 300]), dice.pick(&[1, 1, 3, 3, 80, 80, 300, 4789])),
-            1 | 58 => packet.with_icmp(dice.roll(3) as u8, dice.roll(2) as u8),
+            6 | 17 | 132 => {
+                packet.with_ports(dice.pick(&[1, 3, 80, 300]), dice.pick(&[1, 1, 3, 3, 53, 80, 80, 300, 4789]))
+            }
+            1 | 58 => packet.with_icmp(dice.pick(&[0, 1, 2, 0, 1, 2, 135]), dice.roll(2) as u8),
             _ => packet,
         }
     }

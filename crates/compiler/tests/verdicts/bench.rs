@@ -9,7 +9,7 @@ use model::Update;
 use program::{Changes, Origin};
 use testkit::interpret::{Bits, Fate, Journey, Kernel, Passage, Way};
 use testkit::world::{Dice, Domain, HOST, Trip};
-use verdict::{Direction, Facts, Forwarded, Judge, Outcome, Reason, RuleOwner, RulePlace, Settings, Trace};
+use verdict::{Direction, Facts, Forwarded, Judge, Outcome, Packet, Reason, RuleOwner, RulePlace, Settings, Trace};
 
 use crate::coverage::Seen;
 
@@ -24,10 +24,12 @@ pub(crate) struct Bench {
     pub(crate) kernel: Kernel,
 }
 
-/// A packet that is forwarded, and what else the kernel knows of it.
+/// A packet, and what else the kernel knows of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Probe {
     pub(crate) trip: Trip,
+    /// It is not forwarded: it is for the host itself.
+    to_host: bool,
     /// What others have marked it with, and what they left of ours.
     mark: u32,
     reverse_path_failed: bool,
@@ -36,7 +38,7 @@ pub(crate) struct Probe {
 impl Probe {
     pub(crate) fn draw(domain: &Domain, dice: &mut Dice) -> Self {
         let trip = domain.trip(dice);
-        Self { trip, mark: dice.roll(1 << 32) as u32, reverse_path_failed: dice.one_in(20) }
+        Self { trip, to_host: dice.one_in(6), mark: dice.roll(1 << 32) as u32, reverse_path_failed: dice.one_in(20) }
     }
 }
 
@@ -103,34 +105,53 @@ impl Bench {
 
     /// Compares the two opinions.
     pub(crate) fn judge(&self, probe: &Probe, seen: &mut Seen) -> Result<(), String> {
-        let expected = self.expect(probe, Trace::Off);
-        let wanted = match &expected {
-            Some(forwarded) => forwarded.outcome,
-            None => Outcome::Deny,
-        };
+        let (expected, fate) = self.expect(probe, Trace::Off);
         let got = self.walk(probe);
         let disagreement = match &got {
-            Ok(journey) => disagreement(expected.as_ref(), wanted, journey),
+            Ok(journey) => disagreement(&expected, fate, journey),
             Err(fault) => Some(fault.clone()),
         };
         if let Some(disagreement) = disagreement {
-            let told = self.expect(probe, Trace::On).map_or("reverse path".to_owned(), |told| told.to_string());
+            let (told, _) = self.expect(probe, Trace::On);
+            let told = told.map_or_else(|before| before.to_owned(), |told| told.to_string());
             return Err(format!("{disagreement}\n{probe:?}\n{told}\nprogram: {got:?}"));
         }
-        seen.note(&self.facts, expected.as_ref(), wanted);
+        seen.note(&self.facts, &expected, fate);
         Ok(())
     }
 
-    /// `None`: the packet fails the reverse path check before policy is asked.
-    fn expect(&self, probe: &Probe, trace: Trace) -> Option<Forwarded> {
+    /// What policy says, or what comes before it, and what the packet filter makes of that.
+    fn expect(&self, probe: &Probe, trace: Trace) -> (Result<Forwarded, &'static str>, Fate) {
         let Trip { from, to, packet } = &probe.trip;
-        if probe.reverse_path_failed
-            && self.settings.is_workload_interface(from)
-            && !self.may_spoof(from, packet.source)
-        {
-            return None;
+        let judge = Judge::new(&self.facts, &self.settings).trace(trace);
+        let is_workload = self.settings.is_workload_interface(from);
+        let is_dhcp = self.options.openstack && is_dhcp_discover(packet);
+        if probe.reverse_path_failed && is_workload && !is_dhcp && !self.may_spoof(from, packet.source) {
+            return (Err("reverse path"), Fate::Dropped);
         }
-        Some(Judge::new(&self.facts, &self.settings).trace(trace).judge_forwarded(HOST, from, to, packet))
+        let to = if probe.to_host { "" } else { to };
+        if probe.to_host && is_workload && self.is_open_to_workloads(packet) {
+            return (Err("service of the host"), Fate::Accepted);
+        }
+        let forwarded = judge.judge_forwarded(HOST, from, to, packet);
+        let is_known = forwarded.verdicts.last().is_some_and(|verdict| verdict.reason == Reason::KnownConnection);
+        let fate = match (forwarded.outcome, self.options.endpoint_to_host) {
+            (Outcome::Deny, _) => Fate::Dropped,
+            (Outcome::NoVerdict, _) => Fate::Left,
+            // T-23.
+            (Outcome::Allow, EndpointToHost::Drop) if probe.to_host && !is_known => Fate::Dropped,
+            (Outcome::Allow, EndpointToHost::Return) if probe.to_host && !is_known => Fate::Left,
+            (Outcome::Allow, _) => Fate::Accepted,
+        };
+        (Ok(forwarded), fate)
+    }
+
+    /// netfilter.md 5.5, `cali-wl-to-host`, rows 1 to 4. No packet here is for the metadata service.
+    fn is_open_to_workloads(&self, packet: &Packet) -> bool {
+        let router = [130, 131, 132, 133, 135, 136];
+        let discovers = packet.protocol == 58 && packet.icmp.is_some_and(|(kind, _)| router.contains(&kind));
+        let asks = packet.protocol == 17 && packet.ports.is_some_and(|(_, port)| port == 53);
+        (discovers && packet.source.is_ipv6()) || (asks && self.options.openstack)
     }
 
     /// netfilter.md 13.6.
@@ -142,9 +163,9 @@ impl Bench {
     fn walk(&self, probe: &Probe) -> Result<Journey, String> {
         let Trip { from, to, packet } = &probe.trip;
         let passage = Passage {
-            way: Way::Forward,
+            way: if probe.to_host { Way::ToHost } else { Way::Forward },
             from,
-            to,
+            to: if probe.to_host { "" } else { to },
             packet: *packet,
             // Nobody else may set this bit; the program trusts it.
             mark: probe.mark & !self.options.marks.drop,
@@ -156,17 +177,17 @@ impl Bench {
     }
 }
 
-fn disagreement(expected: Option<&Forwarded>, wanted: Outcome, journey: &Journey) -> Option<String> {
-    let fate = match wanted {
-        Outcome::Allow => Fate::Accepted,
-        Outcome::Deny => Fate::Dropped,
-        Outcome::NoVerdict => Fate::Left,
-    };
+/// netfilter.md 5.2, row 6.
+fn is_dhcp_discover(packet: &Packet) -> bool {
+    packet.protocol == 17 && packet.source.is_ipv4() && packet.source.is_unspecified() && packet.ports == Some((68, 67))
+}
+
+fn disagreement(expected: &Result<Forwarded, &str>, fate: Fate, journey: &Journey) -> Option<String> {
     if journey.fate != fate {
-        return Some(format!("policy says {wanted}, the program {:?}", journey.fate));
+        return Some(format!("policy says {fate:?}, the program {:?}", journey.fate));
     }
     // The program knows for every rule where it comes from.
-    let Reason::Rule { rule, .. } = &expected?.verdicts.last()?.reason else { return None };
+    let Reason::Rule { rule, .. } = &expected.as_ref().ok()?.verdicts.last()?.reason else { return None };
     let origin = Some(origin_of(rule));
     (journey.last_origin != origin).then(|| format!("policy decides by {rule}, the program by another rule"))
 }

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use model::{EntityMatch, Family, Policy, Port, Rule, Update, WorkloadEndpoint};
-use verdict::{Facts, Forwarded, Outcome, Reason, RuleOwner};
+use testkit::interpret::Fate;
+use verdict::{Facts, Forwarded, Reason, RuleOwner};
 
 /// How often what was seen.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     packets: u64,
-    outcomes: BTreeMap<Outcome, u64>,
+    fates: BTreeMap<Fate, u64>,
     counts: BTreeMap<String, u64>,
 }
 
@@ -39,6 +40,7 @@ const WANTED: &[(&str, u64)] = &[
     ("update network set of everything", 500),
     ("update absent", 1_000),
     ("reverse path", 1_000),
+    ("service of the host", 500),
     ("allow KnownConnection", 1_000),
     ("deny InvalidConnection", 1_000),
     ("deny Inactive", 1_000),
@@ -83,10 +85,14 @@ const WANTED: &[(&str, u64)] = &[
 ];
 
 impl Seen {
-    pub(crate) fn note(&mut self, facts: &Facts, expected: Option<&Forwarded>, outcome: Outcome) {
+    pub(crate) fn note(&mut self, facts: &Facts, expected: &Result<Forwarded, &str>, fate: Fate) {
         self.packets += 1;
-        *self.outcomes.entry(outcome).or_default() += 1;
-        let Some(forwarded) = expected else { return self.count("reverse path") };
+        *self.fates.entry(fate).or_default() += 1;
+        let forwarded = match expected {
+            Ok(forwarded) => forwarded,
+            Err(before) => return self.count(*before),
+        };
+        let outcome = forwarded.outcome;
         if forwarded.verdicts.len() == 2 {
             self.count("asked two endpoints");
         }
@@ -189,7 +195,7 @@ impl Seen {
                 gaps.push(format!("{what}: {seen} of {least}"));
             }
         }
-        let allowed = self.outcomes.get(&Outcome::Allow).copied().unwrap_or(0);
+        let allowed = self.fates.get(&Fate::Accepted).copied().unwrap_or(0);
         if allowed * 100 < self.packets * 15 {
             gaps.push(format!("{allowed} of {} packets are allowed", self.packets));
         }
