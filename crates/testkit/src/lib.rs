@@ -6,6 +6,7 @@ pub mod build;
 pub mod documents;
 pub mod etcd;
 pub mod frames;
+pub mod history;
 pub mod interpret;
 pub mod naive;
 pub mod netns;

@@ -397,7 +397,8 @@ fn programs(rules: &[Rule], needs: &mut BTreeMap<SetId, Source>) -> Vec<RuleProg
 fn side(entity: &EntityMatch, protocol: &'static str, needs: &mut BTreeMap<SetId, Source>) -> SideProgram {
     let (mut positive, mut negative) = (entity.selector.clone(), entity.not_selector.clone());
     if let (Some(p), Some(n)) = (&positive, &negative) {
-        positive = Some(selector(&format!("({}) && (!({}))", p.canonical(), n.canonical())));
+        // From the trees, because the canonical text of a double negation parses as another one (L-23).
+        positive = Some(Arc::new(p.and(&n.negated())));
         negative = None;
     }
     let mut program =
