@@ -31,7 +31,7 @@
 //! `link <name> <index> up|down`.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "for tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use graph::{HostTiers, SetMember, TierProgram};
 use model::update::UpdateKey;
@@ -40,17 +40,51 @@ use model::{SetId, Update};
 use crate::build;
 use crate::naive::Facts;
 use crate::replay::Known;
+use crate::world::Dice;
 
-/// A sequence of states. See the [module documentation](self).
+/// A sequence of states, and how to go from one to the next. See the [module documentation](self).
 #[derive(Clone, Debug)]
 pub struct Scenario {
     pub name: String,
     pub host: String,
     pub states: Vec<State>,
-    /// A batch is taken after each state, or only after the last.
-    pub squash: bool,
-    /// Order of the keys on the way from one state to the next.
-    pub reverse_keys: bool,
+    pub cut: Cut,
+    pub keys: KeyOrder,
+}
+
+/// Where batches end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// After each state.
+    States,
+    /// Only after the last state.
+    Squashed,
+    /// After each object.
+    Objects,
+    /// After each object, and an object that changes goes in one batch and comes back in the next.
+    Replaced,
+}
+
+/// In which order the objects of a state change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyOrder {
+    Forward,
+    Reverse,
+    Shuffled,
+}
+
+/// A batch of a scenario.
+#[derive(Clone, Debug)]
+pub struct Stop<'a> {
+    /// For messages.
+    pub place: String,
+    pub updates: Vec<Update>,
+    /// What is in the datastore afterwards.
+    pub facts: Facts,
+    /// The state that has been reached, if this is one and says what is expected.
+    pub state: Option<&'a State>,
+    /// The updates say nothing new.
+    pub is_quiet: bool,
 }
 
 /// What is in the datastore, and what must then be known.
@@ -58,8 +92,9 @@ pub struct Scenario {
 pub struct State {
     pub name: String,
     pub facts: Facts,
-    /// Lines by what they are about, which is their text up to the colon.
-    pub expected: BTreeMap<String, String>,
+    /// Lines by what they are about, which is their text up to the colon. `None` if nobody has written
+    /// down what to expect.
+    pub expected: Option<BTreeMap<String, String>>,
 }
 
 impl Scenario {
@@ -74,7 +109,7 @@ impl Scenario {
                 expecting = false;
                 let (title, afresh) =
                     title.strip_suffix(" (from nothing)").map_or((title, false), |title| (title, true));
-                let before = states.last().filter(|_| !afresh).cloned().unwrap_or_default();
+                let before = states.last().filter(|_| !afresh).cloned().unwrap_or_else(State::empty);
                 states.push(State { name: title.to_owned(), ..before });
                 continue;
             }
@@ -91,13 +126,11 @@ impl Scenario {
             if expecting {
                 let line = gone.unwrap_or(line).to_owned();
                 let subject = subject(&line);
+                let expected = state.expected.get_or_insert_default();
                 if gone.is_some() {
-                    state
-                        .expected
-                        .remove(&subject)
-                        .unwrap_or_else(|| panic!("{name}: nothing expected of {subject:?}"));
+                    expected.remove(&subject).unwrap_or_else(|| panic!("{name}: nothing expected of {subject:?}"));
                 } else {
-                    state.expected.insert(subject, line);
+                    expected.insert(subject, line);
                 }
                 continue;
             }
@@ -113,54 +146,160 @@ impl Scenario {
                 state.facts.insert(fact.key(), fact);
             }
         }
-        Self { name: name.to_owned(), host, states, squash: false, reverse_keys: false }
+        Self { name: name.to_owned(), host, states, cut: Cut::States, keys: KeyOrder::Forward }
     }
 
-    /// The scenario itself, and what it expands to: keys in reverse, states in reverse, an empty state
-    /// between every two, each state alone, all states squashed into one, and combinations.
+    /// The scenario itself, and what it expands to: its states in other sequences, most of which are not
+    /// the same backwards, each of them with batches cut in every way and keys in every order.
     pub fn expand(&self) -> Vec<Self> {
-        let named = |what: &str| Self { name: format!("{} ({what})", self.name), ..self.clone() };
-        let mut all = vec![self.clone()];
-        let reversed = Self { states: self.states.iter().rev().cloned().collect(), ..named("states in reverse") };
-        let spaced = Self {
-            states: self.states.iter().flat_map(|state| [state.clone(), State::empty()]).collect(),
-            ..named("empty states between")
-        };
-        for state in &self.states {
-            all.push(Self { states: vec![state.clone()], ..named(&format!("{} alone", state.name)) });
+        let named =
+            |what: &str, states: Vec<State>| Self { name: format!("{} ({what})", self.name), states, ..self.clone() };
+        let n = self.states.len();
+        let reversed: Vec<State> = self.states.iter().rev().cloned().collect();
+        let spaced = |states: &[State]| states.iter().flat_map(|state| [state.clone(), State::empty()]).collect();
+        let rotated = |by: usize| self.states.iter().cycle().skip(by).take(n + by).cloned().collect();
+        // From the first state to every other and back.
+        let star = self.states.iter().skip(1).flat_map(|state| [state, &self.states[0]]).cloned().collect();
+        let mut sequences = vec![
+            self.clone(),
+            named("empty states between", spaced(&self.states)),
+            named("states in reverse", reversed.clone()),
+            named("states in reverse, empty states between", spaced(&reversed)),
+            named("every state twice", self.states.iter().flat_map(|state| [state.clone(), state.clone()]).collect()),
+            named("rotated by one", rotated(1)),
+            named("rotated by half", rotated(n / 2)),
+            named("from the first and back", star),
+        ];
+        for seed in [1, 2] {
+            let dice = &mut Dice::new(seed + n as u64);
+            let walk = (0..2 * n).map(|_| dice.pick(&self.states)).collect();
+            sequences.push(named(&format!("walk {seed}"), walk));
         }
-        all.extend([reversed, spaced]);
-        let squashed =
-            |scenario: &Self| Self { name: format!("{} (squashed)", scenario.name), squash: true, ..scenario.clone() };
-        all.extend(all.clone().iter().filter(|scenario| scenario.states.len() > 1).map(squashed));
-        let keys_reversed = |scenario: &Self| Self {
-            name: format!("{} (keys in reverse)", scenario.name),
-            reverse_keys: true,
-            ..scenario.clone()
-        };
-        all.extend(all.clone().iter().map(keys_reversed));
+        for state in &self.states {
+            sequences.push(named(&format!("{} alone", state.name), vec![state.clone()]));
+        }
+        sequences.iter().flat_map(Self::cuts_and_keys).collect()
+    }
+
+    /// The same states with batches cut in every way and keys in every order.
+    pub fn cuts_and_keys(&self) -> Vec<Self> {
+        let mut all = Vec::new();
+        for cut in [Cut::States, Cut::Squashed, Cut::Objects, Cut::Replaced] {
+            for keys in [KeyOrder::Forward, KeyOrder::Reverse, KeyOrder::Shuffled] {
+                let name = format!("{} (batches: {cut:?}, keys: {keys:?})", self.name);
+                all.push(Self { name, cut, keys, ..self.clone() });
+            }
+        }
         all
     }
 
+    /// Two scenarios at once, if no object is in both: their states alternate. What to expect is not
+    /// written down, because the policies of one may apply to the endpoints of the other.
+    pub fn interleaved(&self, other: &Self) -> Option<Self> {
+        let keys = |scenario: &Self| -> BTreeSet<UpdateKey> {
+            scenario.states.iter().flat_map(|state| state.facts.keys().cloned()).collect()
+        };
+        if self.host != other.host || !keys(self).is_disjoint(&keys(other)) {
+            return None;
+        }
+        let (mut ours, mut theirs) = (State::empty(), State::empty());
+        let mut states = Vec::new();
+        for step in 0..self.states.len().max(other.states.len()) {
+            for is_ours in [true, false] {
+                // The shorter one begins again.
+                let (present, scenario) = if is_ours { (&mut ours, self) } else { (&mut theirs, other) };
+                *present = scenario.states[step % scenario.states.len()].clone();
+                let facts = ours.facts.iter().chain(&theirs.facts).map(|(key, fact)| (key.clone(), fact.clone()));
+                let name = format!("{} with {}", ours.name, theirs.name);
+                states.push(State { name, facts: facts.collect(), expected: None });
+            }
+        }
+        Some(Self { name: format!("{} with {}", self.name, other.name), states, ..self.clone() })
+    }
+
+    /// The batches of this scenario, and at its end the way back to nothing.
+    pub fn stops(&self) -> Vec<Stop<'_>> {
+        let mut stops: Vec<Stop<'_>> = Vec::new();
+        let mut facts = Facts::new();
+        let mut waiting = Vec::new();
+        let nothing = Facts::new();
+        let states = self.states.iter().map(|state| (state.name.as_str(), &state.facts, Some(state)));
+        let last = self.states.len();
+        for (index, (name, goal, state)) in states.chain([("the end", &nothing, None)]).enumerate() {
+            let place = format!("{}, state {index} {name:?}", self.name);
+            let mut way = self.way(&facts, goal, index as u64);
+            let is_quiet = way.is_empty();
+            if is_quiet {
+                // As after a new list of a datastore in which nothing has changed.
+                way = self.way(&nothing, goal, index as u64);
+            }
+            let is_last = |at: usize, way: &[Update]| at + 1 == way.len();
+            for (at, update) in way.iter().enumerate() {
+                note(&mut facts, update);
+                waiting.push(update.clone());
+                if matches!(self.cut, Cut::Objects | Cut::Replaced) && !is_last(at, &way) {
+                    let updates = std::mem::take(&mut waiting);
+                    stops.push(Stop { place: place.clone(), updates, facts: facts.clone(), state: None, is_quiet });
+                }
+            }
+            if self.cut == Cut::Squashed && index + 1 < last {
+                continue;
+            }
+            let updates = std::mem::take(&mut waiting);
+            let is_quiet = is_quiet && self.cut != Cut::Squashed;
+            stops.push(Stop { place, updates, facts: facts.clone(), state, is_quiet });
+        }
+        stops
+    }
+
     /// The updates that lead from one set of facts to another.
-    pub fn way(&self, from: &Facts, to: &Facts) -> Vec<Update> {
+    fn way(&self, from: &Facts, to: &Facts, seed: u64) -> Vec<Update> {
         let gone = from.iter().filter(|(key, _)| !to.contains_key(key)).map(|(key, fact)| (key, build::absent(fact)));
         let new = to.iter().filter(|(key, fact)| from.get(key) != Some(fact)).map(|(key, fact)| (key, fact.clone()));
         let by_key: BTreeMap<&UpdateKey, Update> = gone.chain(new).collect();
-        if self.reverse_keys { by_key.into_values().rev().collect() } else { by_key.into_values().collect() }
+        let mut way: Vec<Update> = by_key.into_values().collect();
+        match self.keys {
+            KeyOrder::Forward => (),
+            KeyOrder::Reverse => way.reverse(),
+            KeyOrder::Shuffled => {
+                let dice = &mut Dice::new(seed);
+                (1..way.len()).for_each(|at| way.swap(at, dice.roll(at as u64 + 1) as usize));
+            }
+        }
+        if self.cut == Cut::Replaced {
+            let replaced = |update: Update| {
+                let was_there = !build::is_absent(&update) && from.contains_key(&update.key());
+                was_there.then(|| build::absent(&update)).into_iter().chain([update]).collect::<Vec<_>>()
+            };
+            way = way.into_iter().flat_map(replaced).collect();
+        }
+        way
+    }
+}
+
+fn note(facts: &mut Facts, update: &Update) {
+    if build::is_absent(update) {
+        facts.remove(&update.key());
+    } else {
+        facts.insert(update.key(), update.clone());
     }
 }
 
 impl State {
+    /// A state in which nothing is stored and nothing known.
     fn empty() -> Self {
-        Self { name: "empty".to_owned(), ..Self::default() }
+        Self { name: "empty".to_owned(), facts: Facts::new(), expected: Some(BTreeMap::new()) }
     }
 
     /// What is known, in the form of an expectation: sets have the texts that the expectation has for
     /// them.
     pub fn render(&self, known: &Known) -> Vec<String> {
-        let texts: BTreeMap<SetId, &str> =
-            self.expected.keys().filter_map(|subject| Some((set_id(subject)?, subject.as_str()))).collect();
+        let texts: BTreeMap<SetId, &str> = self
+            .expected
+            .iter()
+            .flatten()
+            .filter_map(|(subject, _)| Some((set_id(subject)?, subject.as_str())))
+            .collect();
         let mut lines = Vec::new();
         for (id, set) in &known.sets {
             let subject = texts.get(id).map_or_else(|| format!("set with id {id}"), |text| (*text).to_owned());
@@ -194,11 +333,11 @@ impl State {
         lines
     }
 
-    /// The lines that [`render`](Self::render) must give.
-    pub fn expected_lines(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.expected.values().cloned().collect();
+    /// The lines that [`render`](Self::render) must give, if they are known.
+    pub fn expected_lines(&self) -> Option<Vec<String>> {
+        let mut lines: Vec<String> = self.expected.as_ref()?.values().cloned().collect();
         lines.sort();
-        lines
+        Some(lines)
     }
 }
 
