@@ -76,8 +76,40 @@ pub fn workload_chains(
     mark: Option<u32>,
     groups: &mut Groups,
 ) -> Vec<Chain> {
+    let lists = WorkloadLists::of(&program.tiers);
+    groups.extend(lists.groups().cloned());
+    workload_chains_with(options, interface, program, mark, &lists)
+}
+
+/// What the chains of workloads with the same tiers jump to. Made once for all of them: the lists can be
+/// thousands of policies long.
+#[derive(Clone, Debug)]
+pub struct WorkloadLists {
+    ingress: Targets,
+    egress: Targets,
+}
+
+impl WorkloadLists {
+    pub fn of(tiers: &[TierProgram]) -> Self {
+        Self { ingress: Targets::of(tiers, Direction::Ingress), egress: Targets::of(tiers, Direction::Egress) }
+    }
+
+    /// The groups that are jumped to.
+    pub fn groups(&self) -> impl Iterator<Item = &(ChainName, Group)> {
+        self.ingress.groups.iter().chain(&self.egress.groups)
+    }
+}
+
+/// As [`workload_chains`]; `lists` are those of the program's tiers.
+pub fn workload_chains_with(
+    options: &Options,
+    interface: &str,
+    program: &EndpointProgram,
+    mark: Option<u32>,
+    lists: &WorkloadLists,
+) -> Vec<Chain> {
     let endpoint = program.endpoint.as_ref();
-    let chain = |name: ChainName, direction, block_tunnels, groups: &mut Groups| {
+    let chain = |name: ChainName, direction, block_tunnels| {
         if !endpoint.active {
             let deny = Rule::new(Vec::new(), options.deny(Table::Filter)).comment("Endpoint admin disabled");
             return Chain { name, rules: vec![deny] };
@@ -94,10 +126,14 @@ pub fn workload_chains(
             block_tunnels,
             limits: Limits::of(endpoint, direction),
         };
-        endpoint_chain(options, &chain, groups)
+        let targets = match direction {
+            Direction::Ingress => &lists.ingress,
+            Direction::Egress => &lists.egress,
+        };
+        chain_to(options, &chain, targets)
     };
-    let to = chain(names::chain(names::TO_WORKLOAD, interface), Direction::Ingress, false, groups);
-    let from = chain(names::chain(names::FROM_WORKLOAD, interface), Direction::Egress, true, groups);
+    let to = chain(names::chain(names::TO_WORKLOAD, interface), Direction::Ingress, false);
+    let from = chain(names::chain(names::FROM_WORKLOAD, interface), Direction::Egress, true);
     let mut chains = vec![to, from];
     if options.ipvs {
         chains.push(set_mark_chain(options, interface, mark));
@@ -135,6 +171,13 @@ impl Limits {
 
 /// Returns one chain of an endpoint (8.2). `groups` receives the groups that it refers to.
 pub fn endpoint_chain(options: &Options, chain: &EndpointChain<'_>, groups: &mut Groups) -> Chain {
+    let targets = Targets::of(chain.tiers, chain.direction);
+    let chain = chain_to(options, chain, &targets);
+    groups.extend(targets.groups);
+    chain
+}
+
+fn chain_to(options: &Options, chain: &EndpointChain<'_>, targets: &Targets) -> Chain {
     let mut rows = Rows { options, chain, rules: Vec::new() };
     rows.packet_rate();
     rows.connection_state();
@@ -144,8 +187,8 @@ pub fn endpoint_chain(options: &Options, chain: &EndpointChain<'_>, groups: &mut
     }
     rows.push(Vec::new(), Action::ClearMark(options.marks.verdict()));
     rows.tunnels();
-    for tier in chain.tiers {
-        rows.tier(tier, groups);
+    for (tier, targets) in chain.tiers.iter().zip(&targets.by_tier) {
+        rows.tier(tier, targets);
     }
     rows.end();
     let name = chain.name.clone();
@@ -247,7 +290,7 @@ impl Rows<'_> {
     }
 
     /// Section 9.3.
-    fn tier(&mut self, tier: &TierProgram, groups: &mut Groups) {
+    fn tier(&mut self, tier: &TierProgram, targets: &[ChainName]) {
         let policies = match self.chain.direction {
             Direction::Ingress => &tier.ingress,
             Direction::Egress => &tier.egress,
@@ -258,8 +301,8 @@ impl Rows<'_> {
         let marks = &self.options.marks;
         let (accept, pass) = (marks.accept, marks.pass);
         self.commented(Vec::new(), Action::ClearMark(pass), format!("Start of tier {}", tier.name));
-        for target in targets(policies, self.chain.direction, groups) {
-            self.push(vec![Match::MarkClear(pass)], Action::Jump(target));
+        for target in targets {
+            self.push(vec![Match::MarkClear(pass)], Action::Jump(target.clone()));
             let accepted = || vec![Match::MarkIs { value: accept, mask: accept }];
             if self.chain.kind == Kind::Untracked {
                 self.push(accepted(), Action::NoTrack);
@@ -312,6 +355,26 @@ impl Rows<'_> {
             None => format!("{verdict}{by}{way}"),
         };
         self.push(matches, Action::NfLog { group, prefix: names::flow_log_prefix(&prefix) });
+    }
+}
+
+/// What a chain of an endpoint jumps to.
+#[derive(Clone, Debug)]
+struct Targets {
+    /// As many as there are tiers.
+    by_tier: Vec<Vec<ChainName>>,
+    groups: Groups,
+}
+
+impl Targets {
+    fn of(tiers: &[TierProgram], direction: Direction) -> Self {
+        let mut groups = Groups::new();
+        let policies = tiers.iter().map(|tier| match direction {
+            Direction::Ingress => &tier.ingress,
+            Direction::Egress => &tier.egress,
+        });
+        let by_tier = policies.map(|policies| targets(policies, direction, &mut groups)).collect();
+        Self { by_tier, groups }
     }
 }
 

@@ -18,6 +18,7 @@
 pub mod dispatch;
 pub mod endpoint;
 pub mod endpoint_marks;
+mod lists;
 pub mod marks;
 pub mod names;
 pub mod options;
@@ -34,7 +35,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use graph::{Batch, EndpointProgram};
-use model::{Family, Name, PolicyKey};
+use model::{Family, Name};
 use program::{
     Action, Chain, ChainName, Changes, InterfaceMatch, InterfaceSpec, Match, RouteSpec, Rule, Side, Table, TableId,
 };
@@ -42,8 +43,9 @@ use program::{
 pub use marks::{MarkError, Marks};
 pub use options::Options;
 
-use dispatch::HostDispatch;
+use dispatch::{HostDispatch, WorkloadDispatch};
 use endpoint_marks::EndpointMarks;
+use lists::Lists;
 use sets::Sets;
 use sources::Sources;
 use uses::TableProgram;
@@ -59,6 +61,15 @@ pub struct Complaint {
     pub reason: String,
 }
 
+/// How much a compiler has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Chains whose rules were made, once for each text.
+    pub chains_rendered: u64,
+    /// New contents and removals of chains in all changes, once for each table.
+    pub chains_told: u64,
+}
+
 /// See the [module documentation](self).
 #[derive(Debug)]
 pub struct Compiler {
@@ -68,9 +79,14 @@ pub struct Compiler {
     sets: Sets,
     sources: Sources,
     endpoints: BTreeMap<Name, Endpoint>,
-    /// Dispatch chains that are defined, among them children that come and go.
-    dispatch: BTreeSet<ChainName>,
+    lists: Lists,
+    /// Interfaces of endpoints that may use addresses of others.
+    spoofing: BTreeSet<Name>,
+    dispatch: WorkloadDispatch,
+    /// Chains for endpoint marks that are defined.
+    mark_dispatch: BTreeSet<ChainName>,
     marks: EndpointMarks,
+    work: Work,
 }
 
 /// What we remember of an endpoint.
@@ -78,7 +94,6 @@ pub struct Compiler {
 struct Endpoint {
     program: Arc<EndpointProgram>,
     chains: Vec<ChainName>,
-    groups: Vec<ChainName>,
     spec: InterfaceSpec,
     routes: BTreeMap<Family, Vec<RouteSpec>>,
 }
@@ -93,8 +108,17 @@ impl Compiler {
             sets: Sets::default(),
             sources: Sources::default(),
             endpoints: BTreeMap::new(),
-            dispatch: BTreeSet::new(),
+            lists: Lists::default(),
+            spoofing: BTreeSet::new(),
+            dispatch: WorkloadDispatch::default(),
+            mark_dispatch: BTreeSet::new(),
+            work: Work::default(),
         }
+    }
+
+    /// How much was done so far: a measure of what changes cost, independent of the machine.
+    pub const fn work(&self) -> Work {
+        self.work
     }
 
     /// Returns the changes that bring the kernel to the state after this batch. The first call
@@ -125,26 +149,39 @@ impl Compiler {
             self.sets.change(&self.options, id, delta, &mut changes);
         }
         for (key, program) in policies {
-            self.sources.set_policy(key, program.as_ref());
-            self.force(key, program.as_ref().is_some_and(|program| program.always_needed));
+            let Some(chains) = self.sources.set_policy(key, program.as_ref()) else { continue };
+            let forced = program.as_ref().is_some_and(|program| program.always_needed);
+            for table in self.filter_tables() {
+                chains.iter().for_each(|chain| table.force(chain, forced));
+            }
         }
         for (name, program) in profiles {
             self.sources.set_profile(name, program.as_ref());
         }
-        let mut names_changed = first;
+        let mut renamed = BTreeSet::new();
         let mut spoofing_changed = first;
         for (interface, program) in endpoints {
             let old = self.endpoints.remove(interface);
             let program = program.as_ref().filter(|program| self.is_programmable(interface, program, &mut complaints));
-            names_changed |= old.is_some() != program.is_some();
-            spoofing_changed |= spoofing(old.as_ref().map(|old| &old.program)) != spoofing(program);
+            if old.is_some() != program.is_some() {
+                renamed.insert(Name::clone(interface));
+            }
+            let may_spoof = spoofing(program);
+            if spoofing(old.as_ref().map(|old| &old.program)) != may_spoof {
+                spoofing_changed = true;
+                if may_spoof.is_empty() {
+                    self.spoofing.remove(interface);
+                } else {
+                    self.spoofing.insert(Name::clone(interface));
+                }
+            }
             match program {
                 Some(program) => self.set_endpoint(interface, program, old, &mut changes, &mut complaints),
                 None => self.remove_endpoint(interface, old, &mut changes),
             }
         }
-        if names_changed {
-            self.define_dispatch();
+        if first || !renamed.is_empty() {
+            self.define_dispatch(&renamed);
         }
         if spoofing_changed {
             self.define_rpf_skip();
@@ -156,6 +193,7 @@ impl Compiler {
         self.define_lazy_chains(&mut complaints);
         for (id, table) in &mut self.tables {
             let table = table.finish();
+            self.work.chains_told += table.chains.len() as u64;
             if !table.chains.is_empty() || !table.hooks.is_empty() {
                 changes.tables.insert(*id, table);
             }
@@ -222,16 +260,16 @@ impl Compiler {
             complaints.push(Complaint { object: format!("endpoint {}", program.key), reason });
         }
         let mark = if self.options.ipvs { self.marks.allocate(interface) } else { None };
-        let mut groups = Vec::new();
-        let chains = endpoint::workload_chains(&self.options, interface, program, mark, &mut groups);
+        let (lists, new_groups) = self.lists.hold(&program.tiers);
+        let chains = endpoint::workload_chains_with(&self.options, interface, program, mark, lists);
+        self.sources.hold_groups(new_groups);
+        self.work.chains_rendered += chains.len() as u64;
         let new = Endpoint {
             program: Arc::clone(program),
             chains: chains.iter().map(|chain| chain.name.clone()).collect(),
-            groups: groups.iter().map(|(name, _)| name.clone()).collect(),
             spec: InterfaceSpec { may_spoof: !program.endpoint.allowed_spoofed.is_empty() },
             routes: BTreeMap::new(),
         };
-        self.sources.hold_groups(groups);
         for chain in chains {
             // The same text in both families.
             let chain = Arc::new(chain);
@@ -245,7 +283,7 @@ impl Compiler {
         }
         self.endpoints.insert(Name::clone(interface), new);
         if let Some(old) = old {
-            self.sources.drop_groups(&old.groups);
+            self.sources.drop_groups(&self.lists.release(&old.program.tiers));
         }
     }
 
@@ -273,7 +311,7 @@ impl Compiler {
                 table.undefine(chain);
             }
         }
-        self.sources.drop_groups(&old.groups);
+        self.sources.drop_groups(&self.lists.release(&old.program.tiers));
         self.marks.release(interface);
         for family in self.options.families() {
             changes.routes.insert((*family, Name::clone(interface)), Vec::new());
@@ -281,33 +319,25 @@ impl Compiler {
         changes.interfaces.insert(Name::clone(interface), None);
     }
 
-    fn force(&mut self, key: &PolicyKey, forced: bool) {
-        if key.kind.is_staged() {
-            return;
+    /// Follows interfaces that came or went.
+    fn define_dispatch(&mut self, renamed: &BTreeSet<Name>) {
+        let (mut chains, mut gone) = self.dispatch.changes(&self.options, &self.endpoints, renamed.iter());
+        if self.options.ipvs {
+            // One chain lists all marks anyway.
+            let names: Vec<&str> = self.endpoints.keys().map(AsRef::as_ref).collect();
+            let of_marks = dispatch::endpoint_marks(&self.options, &names, &[], &|name| self.marks.get(name));
+            let new = of_marks.iter().map(|chain| chain.name.clone()).collect();
+            let old = std::mem::replace(&mut self.mark_dispatch, new);
+            gone.extend(old.difference(&self.mark_dispatch).cloned());
+            chains.extend(of_marks);
         }
-        let chains = [program::Direction::Ingress, program::Direction::Egress].map(|way| names::policy_chain(key, way));
-        for table in self.filter_tables() {
-            for chain in &chains {
-                table.force(chain, forced);
-            }
-        }
-    }
-
-    fn define_dispatch(&mut self) {
-        let options = &self.options;
-        let names: Vec<&str> = self.endpoints.keys().map(AsRef::as_ref).collect();
-        let mut chains = dispatch::workloads(options, &names);
-        if options.ipvs {
-            chains.extend(dispatch::endpoint_marks(options, &names, &[], &|name| self.marks.get(name)));
-        }
+        self.work.chains_rendered += chains.len() as u64;
         let chains: Vec<_> = chains.into_iter().map(Arc::new).collect();
-        let new: BTreeSet<_> = chains.iter().map(|chain| chain.name.clone()).collect();
-        let old = std::mem::replace(&mut self.dispatch, new.clone());
         for table in self.filter_tables() {
             for chain in &chains {
                 table.define(Arc::clone(chain));
             }
-            for name in old.difference(&new) {
+            for name in &gone {
                 table.undefine(name);
             }
         }
@@ -317,7 +347,8 @@ impl Compiler {
     fn define_rpf_skip(&mut self) {
         for (id, table) in self.tables.iter_mut().filter(|(id, _)| id.table == Table::Raw) {
             let mut rules = Vec::new();
-            for (interface, endpoint) in &self.endpoints {
+            let endpoints = self.spoofing.iter().filter_map(|name| self.endpoints.get_key_value(name));
+            for (interface, endpoint) in endpoints {
                 let nets = endpoint.program.endpoint.allowed_spoofed.iter().filter(|net| Family::of(net) == id.family);
                 for net in nets.collect::<BTreeSet<_>>() {
                     let matches = vec![
@@ -327,6 +358,7 @@ impl Compiler {
                     rules.push(Rule::new(matches, Action::Accept));
                 }
             }
+            self.work.chains_rendered += 1;
             table.define(Arc::new(Chain { name: ChainName::fixed(names::RPF_SKIP), rules }));
         }
     }
@@ -335,7 +367,7 @@ impl Compiler {
     /// changed. What has no source is closed.
     fn define_lazy_chains(&mut self, complaints: &mut Vec<Complaint>) {
         let changed = self.sources.take_changed();
-        let Self { options, tables, sets, sources, endpoints, .. } = self;
+        let Self { options, tables, sets, sources, endpoints, work, .. } = self;
         let set_exists = |id: &model::SetId| sets.exists(id);
         for (id, table) in tables {
             for name in &changed {
@@ -346,11 +378,15 @@ impl Compiler {
                     None
                 };
                 match chain {
-                    Some(chain) => table.define_lazy(Arc::new(chain)),
+                    Some(chain) => {
+                        work.chains_rendered += 1;
+                        table.define_lazy(Arc::new(chain));
+                    }
                     None => table.undefine(name),
                 }
             }
             while let Some(name) = table.missing().cloned() {
+                work.chains_rendered += 1;
                 let chain = sources.render(options, *id, &name, &set_exists, complaints);
                 let chain = chain.unwrap_or_else(|| {
                     let reason = "rules refer to it, but it is not known; what gets there is dropped".to_owned();

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use graph::{PolicyProgram, ProfileProgram};
+use foldhash::fast::RandomState;
+use graph::{PolicyProgram, ProfileProgram, RuleProgram};
 use model::{Name, PolicyKey, SetId};
 use program::{Chain, ChainName, Direction, TableId};
 
@@ -21,47 +22,43 @@ const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
-    policies: BTreeMap<PolicyKey, Arc<PolicyProgram>>,
-    profiles: BTreeMap<Name, Arc<ProfileProgram>>,
     /// With the number of endpoints that use it.
     groups: BTreeMap<ChainName, (Group, usize)>,
-    by_chain: HashMap<ChainName, Source>,
+    by_chain: HashMap<ChainName, Source, RandomState>,
     /// Chains whose source changed, for the tables that need them.
     changed: BTreeSet<ChainName>,
 }
 
 #[derive(Clone, Debug)]
 enum Source {
-    Policy(PolicyKey, Direction),
-    Profile(Name, Direction),
+    Policy(PolicyKey, Arc<PolicyProgram>, Direction),
+    Profile(Name, Arc<ProfileProgram>, Direction),
 }
 
 impl Sources {
-    /// Takes a policy or its absence. Staged ones have no chains.
-    pub(crate) fn set_policy(&mut self, key: &PolicyKey, program: Option<&Arc<PolicyProgram>>) {
+    /// Takes a policy or its absence, and returns the names of its chains. Staged ones have no chains.
+    pub(crate) fn set_policy(
+        &mut self,
+        key: &PolicyKey,
+        program: Option<&Arc<PolicyProgram>>,
+    ) -> Option<[ChainName; 2]> {
         if key.kind.is_staged() {
-            return;
+            return None;
         }
-        for direction in DIRECTIONS {
-            let source = program.map(|_| Source::Policy(key.clone(), direction));
-            self.set_source(names::policy_chain(key, direction), source);
-        }
-        match program {
-            Some(program) => self.policies.insert(key.clone(), Arc::clone(program)),
-            None => self.policies.remove(key),
-        };
+        Some(DIRECTIONS.map(|direction| {
+            let chain = names::policy_chain(key, direction);
+            let source = program.map(|program| Source::Policy(key.clone(), Arc::clone(program), direction));
+            self.set_source(chain.clone(), source);
+            chain
+        }))
     }
 
     /// Takes a profile or its absence.
     pub(crate) fn set_profile(&mut self, name: &Name, program: Option<&Arc<ProfileProgram>>) {
         for direction in DIRECTIONS {
-            let source = program.map(|_| Source::Profile(Name::clone(name), direction));
+            let source = program.map(|program| Source::Profile(Name::clone(name), Arc::clone(program), direction));
             self.set_source(names::profile_chain(name, direction), source);
         }
-        match program {
-            Some(program) => self.profiles.insert(Name::clone(name), Arc::clone(program)),
-            None => self.profiles.remove(name),
-        };
     }
 
     fn set_source(&mut self, chain: ChainName, source: Option<Source>) {
@@ -106,22 +103,13 @@ impl Sources {
         let TableId { family, table } = table;
         let context = |owner, direction| Context { options, owner, direction, family, table, set_exists };
         match self.by_chain.get(name) {
-            Some(Source::Policy(key, direction)) => {
-                let program = self.policies.get(key)?;
+            Some(source @ Source::Policy(key, program, direction)) => {
                 let owner = Owner::Policy { key, tier: &program.tier, untracked: program.untracked };
-                let rules = match direction {
-                    Direction::Ingress => &program.inbound,
-                    Direction::Egress => &program.outbound,
-                };
-                Some(policy::chain(&context(owner, *direction), rules, complaints))
+                Some(policy::chain(&context(owner, *direction), source.rules(), complaints))
             }
-            Some(Source::Profile(name, direction)) => {
-                let program = self.profiles.get(name)?;
-                let rules = match direction {
-                    Direction::Ingress => &program.inbound,
-                    Direction::Egress => &program.outbound,
-                };
-                Some(policy::chain(&context(Owner::Profile { name }, *direction), rules, complaints))
+            Some(source @ Source::Profile(name, _, direction)) => {
+                let owner = Owner::Profile { name };
+                Some(policy::chain(&context(owner, *direction), source.rules(), complaints))
             }
             None => {
                 let (group, _) = self.groups.get(name)?;
@@ -132,7 +120,18 @@ impl Sources {
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { policies, profiles, groups, by_chain, changed } = self;
-        policies.is_empty() && profiles.is_empty() && groups.is_empty() && by_chain.is_empty() && changed.is_empty()
+        let Self { groups, by_chain, changed } = self;
+        groups.is_empty() && by_chain.is_empty() && changed.is_empty()
+    }
+}
+
+impl Source {
+    fn rules(&self) -> &[RuleProgram] {
+        match self {
+            Self::Policy(_, program, Direction::Ingress) => &program.inbound,
+            Self::Policy(_, program, Direction::Egress) => &program.outbound,
+            Self::Profile(_, program, Direction::Ingress) => &program.inbound,
+            Self::Profile(_, program, Direction::Egress) => &program.outbound,
+        }
     }
 }

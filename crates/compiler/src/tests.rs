@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use graph::{
     MemberDelta, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember, SetType, TierProgram,
 };
-use model::{PolicyKind, SetId, WorkloadEndpoint, WorkloadEndpointKey};
+use model::{PolicyKey, PolicyKind, SetId, WorkloadEndpoint, WorkloadEndpointKey};
 use program::{BaseChain, Hooks, Member, SetChange, SetName, SetSpec};
 use proptest::prelude::*;
 
@@ -334,6 +334,7 @@ proptest! {
         empty.apply(&fresh.compile(&Batch::default()).0);
         prop_assert_eq!(&kernel, &empty);
         prop_assert!(compiler.sources.is_empty() && compiler.endpoints.is_empty());
+        prop_assert!(compiler.lists.is_empty() && compiler.spoofing.is_empty());
         let remembered = |compiler: &Compiler| compiler.tables.values().map(TableProgram::remembered).collect::<Vec<_>>();
         prop_assert_eq!(remembered(&compiler), remembered(&fresh));
     }

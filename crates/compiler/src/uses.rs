@@ -13,12 +13,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use program::{BaseChain, Chain, ChainName, Hooks, Rule, TableChanges};
 
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub struct TableProgram {
-    entries: HashMap<ChainName, Entry>,
+    entries: HashMap<ChainName, Entry, RandomState>,
     hooks: BTreeMap<BaseChain, Hooks>,
     changed_hooks: BTreeSet<BaseChain>,
     /// May differ from what was told.

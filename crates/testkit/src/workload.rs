@@ -5,11 +5,13 @@
 //! measures time collects them first, whoever measures memory does not.
 #![allow(clippy::expect_used, reason = "for tests and benchmarks")]
 
+pub mod edits;
 pub mod label_index;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+pub use edits::one_rule_edit;
 use ipnet::IpNet;
 use model::{
     Action, Labels, Name, NetworkSet, Policy, PolicyKey, PolicyKind, ProfileRules, Rule, Selector, Update,
