@@ -141,11 +141,8 @@ mod tests {
         let before: Vec<Update> = edits.start().collect();
         for n in 0..100 {
             let (key, Update::Policy(_, Some(new))) = edits.edit(n) else { panic!("not a policy") };
-            let old = before.iter().find_map(|update| match update {
-                Update::Policy(of, Some(value)) if *of == key => Some(value),
-                _ => None,
-            });
-            let old = old.unwrap();
+            let is_old = |update: &&Update| matches!(update, Update::Policy(of, _) if *of == key);
+            let Some(Update::Policy(_, Some(old))) = before.iter().find(is_old) else { panic!("no policy {key}") };
             let differing = old.inbound.iter().zip(&new.inbound).filter(|(old, new)| old != new).count();
             assert_eq!((differing, &old.outbound, &old.selector), (1, &new.outbound, &new.selector));
         }
