@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use graph::{MemberDelta, SetContents, SetMember, SetType};
+use graph::{MemberDelta, MemberList, SetContents, SetMember, SetType};
 use ipnet::IpNet;
 use model::{Family, SetId};
 use program::{Changes, Member, SetChange, SetKind, SetName, SetSpec};
@@ -111,7 +111,7 @@ fn kernel_names(options: &Options, id: &SetId) -> impl Iterator<Item = (Family, 
 
 /// The members of one family that the kernel takes. Those of another kind than the set's it would refuse
 /// with everything else of their batch.
-fn of_family(members: &BTreeSet<SetMember>, family: Family, kind: SetType) -> BTreeSet<Member> {
+fn of_family(members: &MemberList, family: Family, kind: SetType) -> BTreeSet<Member> {
     let of_kind = |member: &&SetMember| match (kind, member) {
         (SetType::Net, SetMember::Net(_)) | (SetType::AddressPort, SetMember::AddressPort { .. }) => true,
         (SetType::Net, SetMember::AddressPort { .. }) | (SetType::AddressPort, SetMember::Net(_)) => false,

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graph::{
-    MemberDelta, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember, SetType, TierProgram,
+    MemberDelta, MemberList, PolicyProgram, PolicyRef, ProfileProgram, RuleProgram, SetContents, SetMember, SetType,
+    TierProgram,
 };
 use model::{PolicyKey, PolicyKind, SetId, WorkloadEndpoint, WorkloadEndpointKey};
 use program::{BaseChain, Hooks, Member, SetChange, SetName, SetSpec};
@@ -117,8 +118,11 @@ impl State {
         for (id, contents) in &next.sets {
             match self.sets.get(id) {
                 Some(old) if old.kind == contents.kind => {
-                    let added: BTreeSet<_> = contents.members.difference(&old.members).copied().collect();
-                    let removed: BTreeSet<_> = old.members.difference(&contents.members).copied().collect();
+                    let without = |a: &MemberList, b: &MemberList| -> BTreeSet<SetMember> {
+                        a.iter().filter(|member| !b.contains(member)).copied().collect()
+                    };
+                    let added = without(&contents.members, &old.members);
+                    let removed = without(&old.members, &contents.members);
                     if !added.is_empty() || !removed.is_empty() {
                         batch.members.insert(id.clone(), MemberDelta { added, removed });
                     }
@@ -516,8 +520,7 @@ fn sets_exist_in_both_families_and_members_go_to_their_own() {
     compiler.compile(&Batch::default());
     let net = |text: &str| SetMember::Net(text.parse().unwrap());
     let id = set_id(1);
-    let contents =
-        SetContents { kind: SetType::Net, members: BTreeSet::from([net("10.0.0.1/32"), net("fd00::1/128")]) };
+    let contents = SetContents { kind: SetType::Net, members: [net("10.0.0.1/32"), net("fd00::1/128")].into() };
     let create = Batch { sets_created: BTreeMap::from([(id.clone(), contents.clone())]), ..Batch::default() };
     let (changes, _) = compiler.compile(&create);
     let members: Vec<_> = changes

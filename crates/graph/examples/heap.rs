@@ -8,7 +8,7 @@ use std::alloc::System;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use graph::Graph;
+use graph::{Graph, MemberIndex};
 use model::Update;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use testkit::build::{absent, wep};
@@ -23,6 +23,7 @@ fn main() {
         println!("workloads: {}", workload::NAMES.join(" "));
         return;
     }
+    index_alone(&name);
     let mut graph = Graph::new(workload::HOST.into());
     let start = held();
     let mut by_kind: BTreeMap<&str, i64> = BTreeMap::new();
@@ -59,6 +60,30 @@ fn main() {
         100.0 * left as f64 / live as f64
     );
     black_box(&graph);
+}
+
+/// What the index keeps of the objects and profile labels, while no set is needed.
+fn index_alone(name: &str) {
+    let start = held();
+    let mut index = MemberIndex::default();
+    for update in workload::by_name(name).into_iter().flatten() {
+        match update {
+            Update::WorkloadEndpoint(key, value) => index.on_endpoint(&key, value.as_deref()),
+            Update::HostEndpoint(name, value) => index.on_host_endpoint(&name, value.as_deref()),
+            Update::NetworkSet(name, value) => index.on_network_set(&name, value.as_deref()),
+            Update::ProfileLabels(name, value) => index.on_profile_labels(&name, value.as_deref()),
+            Update::Policy(..)
+            | Update::Tier(..)
+            | Update::ProfileRules(..)
+            | Update::Link(..)
+            | Update::Config(..)
+            | Update::Ready(_) => (),
+        }
+    }
+    let (bytes, objects) = (held() - start, index.objects());
+    let each = bytes / objects.max(1) as i64;
+    println!("{name}: index alone {:.1} MB, {objects} objects of {each} B", megabytes(bytes));
+    println!("{name}: {} classes", index.stats().classes);
 }
 
 const fn kind(update: &Update) -> &'static str {

@@ -1,42 +1,93 @@
-//! Measures how long a cold start of the graph takes, with all input decoded beforehand, and the series
-//! of the label index.
+//! Measures how long a cold start of the graph takes, with all input decoded beforehand, the series of
+//! the label index, and one label change among 250,000 endpoints and 10,000 selectors.
 //!
 //! `cargo run --release -p graph --example snapshot -- <workload>`; for memory see the example `heap`.
-#![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "a measurement needs a clock and an output")]
+//! Processor time is given as well, which other work on the machine changes less than the clock.
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    reason = "a measurement needs a clock and an output, and looks at some updates only"
+)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use graph::{Graph, MemberIndex};
 use model::Update;
-use testkit::workload::{self, label_index};
+use testkit::build;
+use testkit::workload::{self, Shape, label_index};
 
 fn main() {
     let name = std::env::args().nth(1).unwrap_or_else(|| "tag-policies".to_owned());
-    if name == "label-index" {
-        label_index_series();
-        return;
+    match name.as_str() {
+        "label-index" => return label_index_series(),
+        "relabel" => return relabel(),
+        _ => (),
     }
     let Some(updates) = workload::by_name(&name) else {
-        println!("workloads: label-index {}", workload::NAMES.join(" "));
+        println!("workloads: label-index relabel {}", workload::NAMES.join(" "));
         return;
     };
     let updates: Vec<Update> = updates.collect();
     let mut graph = Graph::new(workload::HOST.into());
-    let started = Instant::now();
+    let (started, on_processor) = (Instant::now(), processor_time());
     updates.into_iter().for_each(|update| graph.apply(update));
     let applied = started.elapsed();
     let batch = graph.take_batch();
-    let took = started.elapsed();
+    let (took, busy) = (started.elapsed(), processor_time() - on_processor);
     let members: usize = batch.sets_created.values().map(|set| set.members.len()).sum();
     println!(
-        "{name}: apply {applied:?}, with batch {took:?}; sets {}, policies {}, profiles {}, endpoints {}, members {members}",
+        "{name}: apply {applied:?}, with batch {took:?}, processor time {busy:?}; sets {}, policies {}, profiles {}, endpoints {}, members {members}",
         batch.sets_created.len(),
         batch.policies.len(),
         batch.profiles.len(),
         batch.endpoints.len(),
     );
     println!("{:#?}", black_box(&graph).stats());
+}
+
+/// How long this process has been on a processor.
+fn processor_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split_whitespace().next().and_then(|number| number.parse().ok());
+    Duration::from_nanos(nanoseconds.unwrap_or_default())
+}
+
+/// One label of one remote endpoint changes: so that no set changes, and so that one does.
+fn relabel() {
+    let mut index = MemberIndex::default();
+    let shape = Shape { tag_policies: 0, ..Shape::TAG_POLICIES_250K };
+    let mut endpoints = Vec::new();
+    for update in workload::snapshot(shape) {
+        match update {
+            Update::WorkloadEndpoint(key, Some(value)) => {
+                index.on_endpoint(&key, Some(&value));
+                endpoints.push((key, value));
+            }
+            Update::ProfileLabels(name, value) => index.on_profile_labels(&name, value.as_deref()),
+            _ => (),
+        }
+    }
+    for i in 0..10_000 {
+        let selector = format!("has(one-in-10) && group == 'group-{i}'");
+        index.need(i, &build::selector(&selector));
+        index.announce(i);
+    }
+    for (name, label) in [("no set changes", "colour"), ("two sets change", "group")] {
+        let mut series = Series::default();
+        for n in 0..20_000u32 {
+            let (key, value) = &endpoints[n.wrapping_mul(2_654_435_761) as usize % endpoints.len()];
+            let mut value = value.as_ref().clone();
+            let labels = value.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
+            value.labels = labels.chain([(label.into(), format!("group-{}", n % 10_000).into())]).collect();
+            series.run(|| {
+                index.on_endpoint(key, Some(&value));
+                black_box(index.changes().count());
+            });
+        }
+        series.report(&format!("one label, {name}"));
+    }
 }
 
 /// The operations of one series, each timed.

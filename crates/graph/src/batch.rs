@@ -67,7 +67,79 @@ pub enum SetMember {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SetContents {
     pub kind: SetType,
-    pub members: BTreeSet<SetMember>,
+    pub members: MemberList,
+}
+
+/// Members of a set: sorted, each once. There may be a million.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberList(Vec<SetMember>);
+
+impl MemberList {
+    pub fn iter(&self) -> std::slice::Iter<'_, SetMember> {
+        self.0.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn contains(&self, member: &SetMember) -> bool {
+        self.0.binary_search(member).is_ok()
+    }
+
+    /// Adds a member; false if it was there. For those who follow changes of small sets.
+    pub fn insert(&mut self, member: SetMember) -> bool {
+        let place = self.0.binary_search(&member);
+        if let Err(at) = place {
+            self.0.insert(at, member);
+        }
+        place.is_err()
+    }
+
+    /// Takes a member away; false if it was not there.
+    pub fn remove(&mut self, member: &SetMember) -> bool {
+        let place = self.0.binary_search(member);
+        if let Ok(at) = place {
+            self.0.remove(at);
+        }
+        place.is_ok()
+    }
+}
+
+impl From<BTreeSet<SetMember>> for MemberList {
+    fn from(members: BTreeSet<SetMember>) -> Self {
+        Self(members.into_iter().collect())
+    }
+}
+
+/// In any order, with repetitions.
+impl FromIterator<SetMember> for MemberList {
+    fn from_iter<I: IntoIterator<Item = SetMember>>(members: I) -> Self {
+        let mut members: Vec<SetMember> = members.into_iter().collect();
+        // Stable, because that is fast where long parts are sorted already.
+        members.sort();
+        members.dedup();
+        Self(members)
+    }
+}
+
+impl<const N: usize> From<[SetMember; N]> for MemberList {
+    fn from(members: [SetMember; N]) -> Self {
+        members.into_iter().collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a MemberList {
+    type Item = &'a SetMember;
+    type IntoIter = std::slice::Iter<'a, SetMember>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 /// Net change of a set that exists; no member is in both.

@@ -47,8 +47,8 @@ use std::sync::Arc;
 use model::{HostEndpoint, Labels, Name, Policy, PolicyKey, Update, WorkloadEndpoint, WorkloadEndpointKey};
 
 pub use batch::{
-    Batch, EndpointProgram, HostEndpointProgram, HostTiers, MemberDelta, PolicyProgram, PolicyRef, ProfileProgram,
-    RuleProgram, SetContents, SetMember, SetType, SideProgram, TierProgram,
+    Batch, EndpointProgram, HostEndpointProgram, HostTiers, MemberDelta, MemberList, PolicyProgram, PolicyRef,
+    ProfileProgram, RuleProgram, SetContents, SetMember, SetType, SideProgram, TierProgram,
 };
 pub use index::MemberIndex;
 pub use members::MemberChange;

@@ -340,8 +340,10 @@ impl Members {
         if let Some(selector) = set.selector {
             let mut classes = Vec::new();
             selectors.matching(selector, &mut classes);
-            for id in classes.into_iter().flat_map(|class| self.objects_of(class)) {
-                set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members);
+            for class in classes {
+                self.objects_of(class).for_each(|id| {
+                    set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members);
+                });
             }
         }
         Some(SetContents { kind, members: members.into_iter().collect() })

@@ -35,7 +35,7 @@ fn one_security_group_through_its_life() {
     let Batch { seq, links, sets_created, members, policies, profiles, endpoints, host_endpoints, sets_removed } =
         batch;
     assert_eq!(seq, 1);
-    let contents = SetContents { kind: SetType::Net, members: nets(&["10.65.0.5/32", "10.65.0.9/32"]) };
+    let contents = SetContents { kind: SetType::Net, members: nets(&["10.65.0.5/32", "10.65.0.9/32"]).into() };
     assert_eq!(sets_created, BTreeMap::from([(set(), contents)]));
     let program = policies[&policy_key(POLICY)].clone().unwrap();
     assert_eq!(policies.len(), 1);
@@ -98,7 +98,7 @@ fn one_security_group_through_its_life() {
 
     // Back again, and then the group is deleted while in use.
     let batch = step(vec![local.build()]);
-    assert_eq!(batch.sets_created[&set()].members, nets(&["10.65.0.5/32", "10.65.0.12/32"]));
+    assert_eq!(batch.sets_created[&set()].members, nets(&["10.65.0.5/32", "10.65.0.12/32"]).into());
     let batch = step(vec![absent(&group)]);
     assert_group_gone(&batch);
     assert_eq!(batch.endpoints.len(), 1);

@@ -256,7 +256,7 @@ impl World {
             }
             Source::Service(kind) => *kind,
         };
-        SetContents { kind, members }
+        SetContents { kind, members: members.into() }
     }
 
     /// T-2 to T-11, T-21.

@@ -241,6 +241,42 @@ fn an_object_costs_the_selectors_that_its_rarest_labels_lead_to() {
     }
 }
 
+/// The shape of OpenStack: every selector asks for the label that all objects have and for one of a
+/// security group. Whatever came first, nothing ends up under the common label for good.
+#[test]
+fn selectors_that_come_before_any_object_are_not_filed_under_the_common_label() {
+    let mut bench = Bench::default();
+    for i in 0..1_000 {
+        let selector = build::selector(&format!("namespace == 'openstack' && has(sg-{i})"));
+        bench.stage.register(&mut bench.names, &bench.inherited, &selector, &mut Vec::new());
+    }
+    let before = bench.evals();
+    for id in 0..50 {
+        bench.set_object(id, Some((&format!("namespace=openstack,sg-{id},sg-{}", 500 + u32::from(id)), "p")));
+    }
+    // Two groups each, and the one selector that was the first of all.
+    let evals = bench.evals() - before;
+    assert!(evals <= 50 * 3, "{evals} evaluations for 50 objects");
+    assert_eq!(bench.matches.len(), 100);
+}
+
+/// A selector that its own labels decide for all objects is asked once a label set, and makes few lists.
+#[test]
+fn a_selector_that_matches_all_objects_is_one_more_list() {
+    let mut bench = Bench::default();
+    for id in 0..200 {
+        bench.set_object(id, Some(("alpha=beta,ipset-1=true", &format!("namespace-{id}"))));
+    }
+    assert_eq!(bench.stage.stats().classes, 200);
+    let selector = build::selector("alpha == 'beta' && has(ipset-1)");
+    let mut out = Vec::new();
+    let (number, _) = bench.stage.register(&mut bench.names, &bench.inherited, &selector, &mut out);
+    assert_eq!(out.len(), 200);
+    assert_eq!(bench.stage.lists.len(), 1);
+    bench.stage.unregister(&mut bench.names, number, &mut out);
+    assert_eq!((out.len(), bench.stage.lists.len()), (400, 1));
+}
+
 /// G3: a selector costs the objects with its rarest label, not all objects with a common one.
 #[test]
 fn a_selector_costs_the_objects_with_its_rarest_label() {
