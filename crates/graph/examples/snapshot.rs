@@ -18,6 +18,10 @@ use model::Update;
 use testkit::build;
 use testkit::workload::{self, Shape, label_index};
 
+/// What the agent has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let name = std::env::args().nth(1).unwrap_or_else(|| "tag-policies".to_owned());
     match name.as_str() {

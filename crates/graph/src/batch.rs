@@ -117,13 +117,21 @@ impl From<BTreeSet<SetMember>> for MemberList {
 }
 
 /// In any order, with repetitions.
+impl From<Vec<SetMember>> for MemberList {
+    fn from(mut members: Vec<SetMember>) -> Self {
+        if !members.is_sorted_by(|a, b| a < b) {
+            // Stable, because that is fast where long parts are sorted already.
+            members.sort();
+            members.dedup();
+        }
+        Self(members)
+    }
+}
+
+/// In any order, with repetitions.
 impl FromIterator<SetMember> for MemberList {
     fn from_iter<I: IntoIterator<Item = SetMember>>(members: I) -> Self {
-        let mut members: Vec<SetMember> = members.into_iter().collect();
-        // Stable, because that is fast where long parts are sorted already.
-        members.sort();
-        members.dedup();
-        Self(members)
+        members.into_iter().collect::<Vec<_>>().into()
     }
 }
 

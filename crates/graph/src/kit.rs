@@ -12,6 +12,7 @@ mod intern;
 mod links;
 mod pending;
 mod strings;
+mod table;
 
 pub(crate) use bytes::Bytes;
 pub(crate) use column::Column;
@@ -22,6 +23,7 @@ pub(crate) use intern::Interner;
 pub(crate) use links::Links;
 pub(crate) use pending::{Pending, PendingById};
 pub(crate) use strings::{Strings, words};
+pub(crate) use table::{make_room, shrink};
 
 /// Hash of values that come from outside: seeded anew in every process.
 pub(crate) type Seed = foldhash::fast::RandomState;

@@ -16,7 +16,7 @@ use model::{Labels, Name};
 use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
-use crate::kit::{Column, IdSet, IdSets};
+use crate::kit::{Column, IdSet, IdSets, make_room, shrink};
 use crate::names::{Label, Names};
 
 /// Labels of profiles (B-2). A profile without labels has no entry.
@@ -206,6 +206,7 @@ impl Classes {
         }
         *record = Class { own, list, uses: 1, matches: 0 };
         let (records, hasher) = (&self.records, &self.hasher);
+        make_room(&mut self.by_parts, |id| hash_of(hasher, records, *id));
         self.by_parts.insert_unique(hash, class, |id| hash_of(hasher, records, *id));
 
         let classes = self.by_own.slot(own);
@@ -279,9 +280,9 @@ impl Classes {
         let Self { records, by_parts, hasher, .. } = self;
         if by_parts.is_empty() {
             *self = Self::default();
-        } else if by_parts.capacity() > 64 && by_parts.len() < by_parts.capacity() / 8 {
-            by_parts.shrink_to(by_parts.len() * 2, |id| hash_of(hasher, records, *id));
+            return;
         }
+        shrink(by_parts, |id| hash_of(hasher, records, *id));
     }
 
     /// Takes note that the labels of a profile have changed to what `inherited` says now, and collects

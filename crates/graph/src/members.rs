@@ -340,13 +340,16 @@ impl Members {
         if let Some(selector) = set.selector {
             let mut classes = Vec::new();
             selectors.matching(selector, &mut classes);
+            // Most have one address.
+            let count = |class: &u32| self.of_classes.len(self.by_class.get(*class).copied().unwrap_or_default());
+            members.reserve(classes.iter().map(count).sum());
             for class in classes {
                 self.objects_of(class).for_each(|id| {
                     set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members);
                 });
             }
         }
-        Some(SetContents { kind, members: members.into_iter().collect() })
+        Some(SetContents { kind, members: members.into() })
     }
 
     pub(crate) fn is_announced(&self, set: u32) -> bool {

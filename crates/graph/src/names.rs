@@ -31,6 +31,8 @@ pub(crate) struct Names {
 struct Scratch {
     bytes: Vec<u8>,
     labels: Vec<Label>,
+    /// Label keys that were asked for lately; there are few, and every object has the same.
+    keys: [u32; 16],
 }
 
 /// A label by its numbers.
@@ -47,6 +49,24 @@ impl Names {
         self.names.acquire(name.as_bytes()).0
     }
 
+    /// As [`acquire`](Self::acquire), by a short cut for what was asked for lately.
+    fn acquire_key(&mut self, name: &str) -> u32 {
+        let bytes = name.as_bytes();
+        let mark = bytes.len() + usize::from(bytes.last().copied().unwrap_or_default());
+        if let Some(id) = self.scratch.keys.get(mark % 16).copied()
+            && self.names.uses(id) > 0
+            && self.names.get(id) == bytes
+        {
+            self.names.retain(id);
+            return id;
+        }
+        let id = self.acquire(name);
+        if let Some(place) = self.scratch.keys.get_mut(mark % 16) {
+            *place = id;
+        }
+        id
+    }
+
     /// One more use of a name that is in use.
     pub(crate) fn acquire_again(&mut self, id: u32) {
         self.names.retain(id);
@@ -59,6 +79,11 @@ impl Names {
     /// Returns the number of a name that is in use.
     pub(crate) fn find(&self, name: &str) -> Option<u32> {
         self.names.find(name.as_bytes())
+    }
+
+    /// Returns the bytes of a name that is in use.
+    pub(crate) fn get_bytes(&self, id: u32) -> &[u8] {
+        self.names.get(id)
     }
 
     /// Returns a name that is in use.
@@ -105,7 +130,7 @@ impl Names {
     pub(crate) fn acquire_labels(&mut self, labels: &Labels) -> u32 {
         let mut list = std::mem::take(&mut self.scratch.labels);
         list.extend(labels.iter().map(|(name, value)| {
-            let key = self.acquire(name);
+            let key = self.acquire_key(name);
             let label = self.acquire_label(key, value);
             self.release(key);
             Label { key, label }

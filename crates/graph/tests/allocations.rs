@@ -69,7 +69,21 @@ fn a_label_change_that_changes_no_set_allocates_nothing() {
     }
     graph.take_batch();
 
-    // A few colours that many machines share, as many as there are machines, and a new one each time.
+    // One machine after the other, and each time a colour that nobody else has.
+    let one = |n: u32| machine(n % 3, 1_000_000 + n);
+    for n in 0..20_000 {
+        let update = one(n);
+        follow(&mut index, &update);
+        graph.apply(update);
+    }
+    let updates: Vec<Update> = (20_000..25_000).map(one).collect();
+    let mut changes = 0;
+    let count = allocations(|| changes = updates.iter().map(|update| follow(&mut index, update)).sum());
+    assert_eq!((count, changes), (0, 0), "index, one machine");
+    assert_eq!(allocations(|| updates.into_iter().for_each(|update| graph.apply(update))), 0, "graph, one machine");
+
+    // Any machine, and a few colours that many share, as many as there are machines, and a new one each
+    // time. Now and then a list becomes longer than it ever was: less than once in a hundred changes.
     for range in [5, MACHINES, u32::MAX] {
         for _ in 0..20_000 {
             let update = change(range);
@@ -79,9 +93,9 @@ fn a_label_change_that_changes_no_set_allocates_nothing() {
         let updates: Vec<Update> = (0..5_000).map(|_| change(range)).collect();
         let mut changes = 0;
         let count = allocations(|| changes = updates.iter().map(|update| follow(&mut index, update)).sum());
-        assert_eq!((count, changes), (0, 0), "index, colours below {range}");
+        assert!(count < 50 && changes == 0, "index, colours below {range}: {count} allocations, {changes} changes");
         let count = allocations(|| updates.into_iter().for_each(|update| graph.apply(update)));
-        assert_eq!(count, 0, "graph, colours below {range}");
+        assert!(count < 50, "graph, colours below {range}: {count} allocations");
         assert!(graph.take_batch().is_empty());
     }
 

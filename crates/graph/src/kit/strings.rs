@@ -5,7 +5,7 @@ use std::hash::BuildHasher as _;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
 
-use super::{Bytes, Column, Seed};
+use super::{Bytes, Column, Seed, make_room, shrink};
 
 /// As [`Interner`](super::Interner), for byte strings, of which there may be a million: eight bytes and
 /// a place in a hash table each, besides the bytes.
@@ -33,6 +33,7 @@ impl Strings {
     pub(crate) fn acquire(&mut self, value: &[u8]) -> (u32, bool) {
         let Self { bytes, entries, by_value, seed, numbers, free } = self;
         let of = |id: &u32| bytes.get(entries.get(*id).map_or(0, |entry| entry.handle));
+        make_room(by_value, |id| seed.hash_one(of(id)));
         let id = match by_value.entry(seed.hash_one(value), |id| of(id) == value, |id| seed.hash_one(of(id))) {
             Place::Occupied(place) => {
                 let id = *place.get();
@@ -90,10 +91,9 @@ impl Strings {
         if by_value.is_empty() {
             let seed = seed.clone();
             *self = Self { seed, ..Self::default() };
-        } else if by_value.capacity() > 64 && by_value.len() < by_value.capacity() / 8 {
-            let of = |id: &u32| bytes.get(entries.get(*id).map_or(0, |entry| entry.handle));
-            by_value.shrink_to(by_value.len() * 2, |id| seed.hash_one(of(id)));
+            return;
         }
+        shrink(by_value, |id| seed.hash_one(bytes.get(entries.get(*id).map_or(0, |entry| entry.handle))));
     }
 
     /// Returns a string in use.

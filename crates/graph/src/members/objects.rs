@@ -13,7 +13,7 @@ use model::{EndpointPort, HostEndpoint, Name, NetworkSet, WorkloadEndpoint, Work
 use smallvec::SmallVec;
 
 use super::Contribution;
-use crate::kit::{Bytes, Column, IdMap, Interner, Seed, Strings, words};
+use crate::kit::{Bytes, Column, IdMap, Interner, Seed, Strings, make_room, shrink, words};
 use crate::names::Names;
 
 /// Identity of an object.
@@ -98,6 +98,8 @@ pub(super) struct Objects {
     /// The first number that stands for nothing, plus one.
     free: u32,
     key: Vec<u8>,
+    /// The place of the endpoint that was asked for last.
+    recent: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -182,14 +184,32 @@ impl Objects {
         hasher.finish()
     }
 
+    /// Returns the number of a place that some object is in.
+    fn find_place(&self, names: &Names, key: &ObjectKey<'_>) -> Option<u32> {
+        match key {
+            ObjectKey::Endpoint(key) if self.is_recent(names, key) => Some(self.recent),
+            ObjectKey::Endpoint(key) => {
+                let (host, orchestrator) = (names.find(&key.host)?, names.find(&key.orchestrator)?);
+                self.places.find(&place_of_endpoint(host, orchestrator))
+            }
+            ObjectKey::NetworkSet(_) => self.places.find(&[NETWORK_SET]),
+            ObjectKey::HostEndpoint(_) => self.places.find(&[HOST_ENDPOINT]),
+        }
+    }
+
+    /// Endpoints of one host often come one after the other.
+    fn is_recent(&self, names: &Names, key: &WorkloadEndpointKey) -> bool {
+        if self.places.uses(self.recent) == 0 {
+            return false;
+        }
+        let Some((&ENDPOINT, place)) = self.places.get(self.recent).split_first() else { return false };
+        words(place).map(|name| names.get_bytes(name)).eq([key.host.as_bytes(), key.orchestrator.as_bytes()])
+    }
+
     /// Returns number and class of an object.
     pub(super) fn find(&mut self, names: &Names, key: &ObjectKey<'_>) -> Option<(u32, u32)> {
-        let place = match key {
-            ObjectKey::Endpoint(key) => place_of_endpoint(names.find(&key.host)?, names.find(&key.orchestrator)?),
-            ObjectKey::NetworkSet(_) => Place::from_slice(&[NETWORK_SET]),
-            ObjectKey::HostEndpoint(_) => Place::from_slice(&[HOST_ENDPOINT]),
-        };
-        let place = self.places.find(&place)?;
+        let place = self.find_place(names, key)?;
+        self.recent = place;
         self.key.clear();
         key.write_name(&mut self.key);
         let is_it = |id: &u32| {
@@ -202,18 +222,18 @@ impl Objects {
 
     /// Adds an object that is not there.
     pub(super) fn insert(&mut self, names: &mut Names, key: &ObjectKey<'_>, class: u32, new: &Contribution<'_>) -> u32 {
-        let place = match key {
-            ObjectKey::Endpoint(key) => {
-                let [host, orchestrator] = [&key.host, &key.orchestrator].map(|name| names.acquire(name));
-                let (place, new) = self.places.acquire(&place_of_endpoint(host, orchestrator));
-                if !new {
-                    names.release(host);
-                    names.release(orchestrator);
-                }
+        let place = match (self.find_place(names, key), key) {
+            (Some(place), _) => {
+                self.places.retain(place);
                 place
             }
-            ObjectKey::NetworkSet(_) => self.places.acquire(&[NETWORK_SET]).0,
-            ObjectKey::HostEndpoint(_) => self.places.acquire(&[HOST_ENDPOINT]).0,
+            // The uses of the names go with the place.
+            (None, ObjectKey::Endpoint(key)) => {
+                let [host, orchestrator] = [&key.host, &key.orchestrator].map(|name| names.acquire(name));
+                self.places.acquire(&place_of_endpoint(host, orchestrator)).0
+            }
+            (None, ObjectKey::NetworkSet(_)) => self.places.acquire(&[NETWORK_SET]).0,
+            (None, ObjectKey::HostEndpoint(_)) => self.places.acquire(&[HOST_ENDPOINT]).0,
         };
         self.key.clear();
         key.write_name(&mut self.key);
@@ -228,6 +248,7 @@ impl Objects {
         record.first = self.addresses.replace(id, Link::default(), &new.nets);
         self.set_ports(id, new.ports);
         let Self { records, names, by_key, seed, .. } = self;
+        make_room(by_key, |id| Self::rehash(records, names, seed, *id));
         by_key.insert_unique(hash, id, |id| Self::rehash(records, names, seed, *id));
         id
     }
@@ -270,9 +291,9 @@ impl Objects {
         let Self { records, names, by_key, seed, .. } = self;
         if by_key.is_empty() {
             *self = Self { seed: seed.clone(), ..Self::default() };
-        } else if by_key.capacity() > 64 && by_key.len() < by_key.capacity() / 8 {
-            by_key.shrink_to(by_key.len() * 2, |id| Self::rehash(records, names, seed, *id));
+            return;
         }
+        shrink(by_key, |id| Self::rehash(records, names, seed, *id));
     }
 
     fn set_ports(&mut self, id: u32, ports: &[EndpointPort]) {
@@ -365,11 +386,9 @@ impl Addresses {
         let Self { slots, by_net, seed, numbers, free } = self;
         let number = free.get().unwrap_or(*numbers);
         let of = |number: &u32| slots.get(*number).map(|address| address.net);
-        let place = by_net.entry(
-            seed.hash_one(net),
-            |number| of(number) == Some(net),
-            |number| seed.hash_one(of(number).unwrap_or_default()),
-        );
+        let hash = |number: &u32| seed.hash_one(of(number).unwrap_or_default());
+        make_room(by_net, hash);
+        let place = by_net.entry(seed.hash_one(net), |number| of(number) == Some(net), hash);
         let same = match place {
             Entry::Occupied(mut place) => Link(std::mem::replace(place.get_mut(), number)),
             Entry::Vacant(place) => {
@@ -413,10 +432,9 @@ impl Addresses {
         *slots.slot(number) = Address { next: std::mem::replace(free, Link(number)), ..Address::default() };
         if by_net.is_empty() {
             *self = Self { seed: seed.clone(), ..Self::default() };
-        } else if by_net.capacity() > 64 && by_net.len() < by_net.capacity() / 8 {
-            let of = |number: &u32| slots.get(*number).map_or(IpNet::default(), |address| address.net);
-            by_net.shrink_to(by_net.len() * 2, |number| seed.hash_one(of(number)));
+            return;
         }
+        shrink(by_net, |number| seed.hash_one(slots.get(*number).map_or(IpNet::default(), |address| address.net)));
     }
 
     fn chain(&self, first: Link) -> impl Iterator<Item = IpNet> {
