@@ -21,6 +21,7 @@ help:
 	@echo 'make test    build, and run all tests (root; FELIX_TESTS=pure make test runs those that need no root)'
 	@echo 'make worlds  send packets through many more random worlds than the tests do: make worlds WORLDS=5000 (root)'
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
+	@echo "             parts: make bench BENCH='--only label-index'; BENCH=--help lists them"
 	@echo 'make histories  hold graph, program and policy against many more random histories (HISTORIES=n VERDICTS=n) than make test'
 	@echo 'make mutants seed faults into graph and compiler, one at a time: every one must fail a test'
 	@echo 'make setup   install what is missing: compiler, protoc, iptables, ipset, iproute2, etcd'

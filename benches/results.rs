@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::bars;
+
+/// Units that results have; `MB` is a million bytes.
+const UNITS: [&str; 10] = ["s", "ms", "us", "ns", "MB", "bytes", "count", "%", "calls", "sets"];
+
 /// Named series of measurements, in the order of their names.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
@@ -38,6 +43,12 @@ impl Results {
         }
     }
 
+    /// The smallest value of a series, with its unit.
+    pub(crate) fn min(&self, name: &str) -> Option<(f64, &'static str)> {
+        let series = self.series.get(name)?;
+        series.values.iter().copied().min_by(f64::total_cmp).map(|value| (value, series.unit))
+    }
+
     pub(crate) fn median(&self, name: &str) -> Option<f64> {
         let mut values = self.series.get(name)?.values.clone();
         values.sort_by(f64::total_cmp);
@@ -53,10 +64,8 @@ impl Results {
             else {
                 anyhow::bail!("no measurement: {entry}");
             };
-            let unit = ["ms", "s", "MiB", "bytes", "count", "us"]
-                .into_iter()
-                .find(|known| *known == unit)
-                .ok_or_else(|| anyhow::anyhow!("unknown unit {unit}"))?;
+            let unit =
+                UNITS.into_iter().find(|known| *known == unit).ok_or_else(|| anyhow::anyhow!("unknown unit {unit}"))?;
             self.record(name, unit, value);
         }
         Ok(())
@@ -88,7 +97,10 @@ impl Results {
                 (name.as_str(), value)
             })
             .collect();
-        json!({ "schema": 1, "machine": machine, "results": results, "ratios": self.ratios })
+        json!({
+            "schema": 2, "machine": machine, "results": results, "ratios": self.ratios,
+            "comparisons": bars::compare(self),
+        })
     }
 }
 

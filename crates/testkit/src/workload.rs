@@ -7,6 +7,7 @@
 
 pub mod edits;
 pub mod label_index;
+pub mod relabel;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -146,11 +147,9 @@ pub fn snapshot(shape: Shape) -> impl Iterator<Item = Update> {
         endpoint_number += 1;
         snapshot_endpoint(host, n, endpoint_number, addresses.take())
     };
-    let mut later = addresses;
-    later.next += shape.remote;
-    let mut local_addresses = later;
-    // Network sets come before the local endpoints.
-    local_addresses.next += (0..shape.network_sets).map(|i| NETS_PER_SET[i as usize % 10]).sum::<u32>();
+    // The reference makes all endpoints in one go, and counts the networks of sets by themselves.
+    let mut local_addresses = Addresses { next: addresses.next + shape.remote, ..addresses };
+    let mut networks = Addresses::new(shape.ipv4);
     let local_endpoint = {
         let mut number = shape.remote;
         move |n: u32| {
@@ -168,7 +167,7 @@ pub fn snapshot(shape: Shape) -> impl Iterator<Item = Update> {
     let network_sets = (0..shape.network_sets).flat_map(move |i| {
         let name = format!("network-set-{i}");
         let set = NetworkSet {
-            nets: (0..NETS_PER_SET[i as usize % 10]).map(|_| later.take()).collect(),
+            nets: (0..NETS_PER_SET[i as usize % 10]).map(|_| networks.take()).collect(),
             labels: [(text("network-set-name"), text(&name))].into_iter().collect(),
             profiles: Vec::new(),
         };
@@ -350,38 +349,4 @@ fn text(text: &str) -> Name {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_shapes_are_those_of_the_reference() {
-        let shape = Shape { remote: 3, local: 2, tag_policies: 2, network_sets: 1_000, ipv4: false };
-        let updates: Vec<Update> = snapshot(shape).collect();
-        assert_eq!(updates.len(), 2 + 200 + 3 + 2_000 + 2);
-        let mut nets = 0;
-        for update in &updates {
-            if let Update::NetworkSet(_, Some(set)) = update {
-                nets += set.nets.len();
-            }
-        }
-        assert_eq!(nets, 111_800);
-        let Some(Update::WorkloadEndpoint(key, Some(first))) =
-            updates.iter().find(|update| matches!(update, Update::WorkloadEndpoint(..)))
-        else {
-            panic!("no endpoint");
-        };
-        assert_eq!(key.to_string(), "remotehost/k8s/wep-0/eth0");
-        assert_eq!(first.v6_nets[0].to_string(), "a00:1::ffff:0:0/128");
-        assert_eq!(first.labels.get("one-in-40").map(AsRef::as_ref), Some("value-1"));
-        let mut markers = MARKERS.to_vec();
-        markers.sort_unstable();
-        markers.dedup();
-        assert_eq!(markers.len(), 29);
-    }
-
-    #[test]
-    fn pseudo_random_text_follows_its_definition() {
-        // v = 1: character 1 of the alphabet, then (1 * a + c) mod 16 = (13 + 15) mod 16 = 12.
-        assert_eq!(&pseudo_random(0, 2)[..], "b6");
-    }
-}
+mod tests;
