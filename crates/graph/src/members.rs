@@ -339,13 +339,15 @@ impl Members {
         let mut members = Vec::new();
         if let Some(selector) = set.selector {
             let mut classes = Vec::new();
-            selectors.matching(selector, &mut classes);
-            // Most have one address.
-            let count = |class: &u32| self.of_classes.len(self.by_class.get(*class).copied().unwrap_or_default());
-            members.reserve(classes.iter().map(count).sum());
+            selectors.matching_unordered(selector, &mut classes);
+            // Most classes have one object with one address.
+            members.reserve(classes.len());
             for class in classes {
-                self.objects_of(class).for_each(|id| {
-                    set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members);
+                self.objects_of(class).for_each(|id| match set.kind {
+                    Kind::Nets => self.objects.nets(id).for_each(|net| members.push(SetMember::Net(net))),
+                    Kind::NamedPort { .. } | Kind::Service => {
+                        set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members)
+                    }
                 });
             }
         }

@@ -289,28 +289,30 @@ impl Selectors {
 
     /// Puts a selector on the lists of these classes, or takes it off.
     fn relist(&mut self, classes: &[u32], id: u32, add: bool) {
-        // Few lists turn into few others. Each is in use once more while it is in here, so that no
-        // number changes its meaning.
-        let mut known: Vec<(u32, u32)> = Vec::new();
-        let mut by_old: IdMap<u32, u32> = IdMap::default();
-        let mut last = None;
+        // Few lists turn into few others: (old, new, how many classes). Each is in use once more while
+        // it is in here, so that no number changes its meaning.
+        let mut changes: Vec<(u32, u32, u32)> = Vec::new();
+        let mut by_old: IdMap<u32, usize> = IdMap::default();
+        let mut last = (None, 0);
         for class in classes {
             let old = self.classes.matches(*class);
-            let new = match last {
-                Some((of, new)) if of == old => new,
-                _ => *by_old.entry(old).or_insert_with(|| {
-                    let new = relisted(&mut self.lists, &mut self.scratch.matches, old, id, add);
+            if last.0 != Some(old) {
+                let at = *by_old.entry(old).or_insert_with(|| {
                     self.lists.retain(old);
-                    known.push((old, new));
-                    new
-                }),
-            };
-            last = Some((old, new));
-            self.classes.set_matches(*class, new);
-            self.lists.retain(new);
-            self.lists.release(old);
+                    changes.push((old, relisted(&mut self.lists, &mut self.scratch.matches, old, id, add), 0));
+                    changes.len() - 1
+                });
+                last = (Some(old), at);
+            }
+            let Some((_, new, count)) = changes.get_mut(last.1) else { continue };
+            *count += 1;
+            self.classes.set_matches(*class, *new);
         }
-        for (old, new) in known {
+        for (old, new, count) in &changes {
+            self.lists.retain_many(*new, *count);
+            self.lists.release_many(*old, *count);
+        }
+        for (old, new, _) in changes {
             self.lists.release(old);
             self.lists.release(new);
         }
@@ -347,20 +349,25 @@ impl Selectors {
 
     /// Collects the classes that a selector matches now, in order; none if nobody uses the selector.
     pub(crate) fn matching(&self, id: u32, out: &mut Vec<u32>) {
+        self.matching_unordered(id, out);
+        out.sort_unstable();
+        out.dedup();
+    }
+
+    /// As [`matching`](Self::matching), in no particular order, and a class may come more than once.
+    pub(crate) fn matching_unordered(&self, id: u32, out: &mut Vec<u32>) {
         if self.programs.uses(id) == 0 {
             return;
         }
         let Some(choices) = program::choices(self.programs.get(id)) else { return };
         // Most have the same list as the one before.
-        let mut last = None;
+        let mut last = (None, false);
         let mut look = |class: u32| {
             let list = self.classes.matches(class);
-            let is_match = match last {
-                Some((of, is_match)) if of == list => is_match,
-                _ => is_on(self.lists.get(list), id),
-            };
-            last = Some((list, is_match));
-            if is_match {
+            if last.0 != Some(list) {
+                last = (Some(list), is_on(self.lists.get(list), id));
+            }
+            if last.1 {
                 out.push(class);
             }
         };
@@ -368,8 +375,6 @@ impl Selectors {
             Some(terms) => self.classes.candidates(terms).for_each(&mut look),
             None => self.classes.all().for_each(&mut look),
         }
-        out.sort_unstable();
-        out.dedup();
     }
 
     /// The selectors that match a class, in order.

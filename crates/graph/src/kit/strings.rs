@@ -58,19 +58,29 @@ impl Strings {
 
     /// One more use of a string that is in use.
     pub(crate) fn retain(&mut self, id: u32) {
+        self.retain_many(id, 1);
+    }
+
+    /// As many more uses of a string that is in use.
+    pub(crate) fn retain_many(&mut self, id: u32, count: u32) {
         match self.entries.get_mut(id) {
-            Some(entry) if entry.uses > 0 => entry.uses += 1,
+            Some(entry) if entry.uses > 0 => entry.uses += count,
             _ => debug_assert!(false, "retained a number that stands for nothing"),
         }
     }
 
     /// One use less; true if it was the last, after which the number is free for another string.
     pub(crate) fn release(&mut self, id: u32) -> bool {
-        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.uses > 0) else {
+        self.release_many(id, 1)
+    }
+
+    /// As many uses less; true if the last was among them.
+    pub(crate) fn release_many(&mut self, id: u32, count: u32) -> bool {
+        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.uses >= count && count > 0) else {
             debug_assert!(false, "released a number that stands for nothing");
             return false;
         };
-        entry.uses -= 1;
+        entry.uses -= count;
         if entry.uses > 0 {
             return false;
         }
@@ -160,7 +170,9 @@ mod tests {
                         entry.1 += 1;
                     }
                     (Some((id, count)), 1) => {
+                        strings.retain_many(*id, 2);
                         strings.retain(*id);
+                        prop_assert!(!strings.release_many(*id, 2));
                         *count += 1;
                     }
                     (Some((id, count)), _) => {
