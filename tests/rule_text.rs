@@ -10,7 +10,7 @@ use dataplane::iptables::hash::rule_hashes;
 use dataplane::iptables::render::rule_line;
 use graph::{RuleProgram, SideProgram};
 use model::{Action, Family, IcmpMatch, Name, PolicyKey, PolicyKind, PortRange, Protocol, SetId};
-use program::{Chain, Direction, Rate, RateUnit, Table};
+use program::{Chain, Direction, Rate, RateUnit, SetName, Table};
 use serde_json::Value;
 
 /// Returns the parsed vector file.
@@ -260,8 +260,8 @@ impl<'a> RuleCase<'a> {
             CaseOwner::Policy { key, tier, untracked } => Owner::Policy { key, tier, untracked: *untracked },
             CaseOwner::Profile(name) => Owner::Profile { name },
         };
-        let set_exists = &|_: &SetId| true;
+        let set_name = &|id: &SetId, family| SetName::new(&id.kernel_name(family));
         let Self { options, direction, .. } = self;
-        Context { options, owner, direction: *direction, family, table: Table::Filter, set_exists }
+        Context { options, owner, direction: *direction, family, table: Table::Filter, set_name }
     }
 }

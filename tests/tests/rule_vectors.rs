@@ -20,7 +20,7 @@ use dataplane::iptables::render::{rule_fragment, rule_line};
 use felix_tests::rule_text::{RuleCase, lines, policy_key, rule_program, section, text, texts, vectors};
 use graph::{Batch, EndpointProgram, PolicyRef, TierProgram};
 use model::{Family, Name, PolicyKey, PolicyKind, QosControls, SetId, WorkloadEndpoint, WorkloadEndpointKey};
-use program::{Action, BaseChain, Chain, ChainName, Direction, Rule, Table, TableId};
+use program::{Action, BaseChain, Chain, ChainName, Direction, Rule, SetName, Table, TableId};
 use serde_json::Value;
 
 /// Cases that no test here covers: section, id (`*` stands for anything before it), why.
@@ -118,10 +118,10 @@ fn policy_chains(vectors: &Value) -> Ids {
                     (None, Some(name)) => Owner::Profile { name },
                     (None, None) => panic!("{id}: neither policy nor profile"),
                 };
-                let set_exists = &|_: &SetId| true;
+                let set_name = &|id: &SetId, family| SetName::new(&id.kernel_name(family));
                 let options = &Options::default();
                 let (direction, table) = (*direction, Table::Filter);
-                let context = Context { options, owner, direction, family, table, set_exists };
+                let context = Context { options, owner, direction, family, table, set_name };
                 let mut complaints = Vec::new();
                 let chain = policy::chain(&context, &rules, &mut complaints);
                 assert!(complaints.is_empty(), "{id}: {complaints:?}");

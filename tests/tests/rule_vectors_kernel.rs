@@ -18,7 +18,7 @@ use dataplane::iptables::features::Features;
 use felix_tests::rule_text::{RuleCase, lines, rule_program, section, text, texts, vectors};
 use graph::{RuleProgram, SideProgram};
 use model::{Action, Family, IcmpMatch, PolicyKey, PolicyKind, PortRange, Protocol, SetId};
-use program::{Chain, Direction, Table};
+use program::{Chain, Direction, SetName, Table};
 use serde_json::Value;
 use testkit::kernel_test;
 use testkit::netns::in_new_netns;
@@ -249,8 +249,8 @@ fn random_programs(count: usize) -> Vec<Program> {
         let owner = if dice.bool() { policy } else { Owner::Profile { name: &profile_name } };
         for family in FAMILIES {
             let direction = if dice.bool() { Direction::Ingress } else { Direction::Egress };
-            let set_exists = &|_: &SetId| true;
-            let context = Context { options: &options, owner, direction, family, table: Table::Filter, set_exists };
+            let set_name = &|id: &SetId, family| SetName::new(&id.kernel_name(family));
+            let context = Context { options: &options, owner, direction, family, table: Table::Filter, set_name };
             let chain = policy::chain(&context, std::slice::from_ref(&rule), &mut Vec::new());
             let lines = lines(&chain, &Features::default());
             assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:?}");

@@ -368,12 +368,12 @@ impl Compiler {
     fn define_lazy_chains(&mut self, complaints: &mut Vec<Complaint>) {
         let changed = self.sources.take_changed();
         let Self { options, tables, sets, sources, endpoints, work, .. } = self;
-        let set_exists = |id: &model::SetId| sets.exists(id);
+        let set_name = |id: &model::SetId, family| sets.name(id, family).cloned();
         for (id, table) in tables {
             for name in &changed {
                 // What nobody needs yet may be needed through a group that is defined below.
                 let chain = if table.is_needed(name) {
-                    sources.render(options, *id, name, &set_exists, complaints)
+                    sources.render(options, *id, name, &set_name, complaints)
                 } else {
                     None
                 };
@@ -387,7 +387,7 @@ impl Compiler {
             }
             while let Some(name) = table.missing().cloned() {
                 work.chains_rendered += 1;
-                let chain = sources.render(options, *id, &name, &set_exists, complaints);
+                let chain = sources.render(options, *id, &name, &set_name, complaints);
                 let chain = chain.unwrap_or_else(|| {
                     let reason = "rules refer to it, but it is not known; what gets there is dropped".to_owned();
                     complaints.push(Complaint { object: describe(&name, endpoints), reason });

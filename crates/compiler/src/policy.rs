@@ -39,13 +39,13 @@ pub struct Context<'a> {
     pub direction: Direction,
     pub family: Family,
     pub table: Table,
-    /// Whether a set exists; a rule that names one that does not would stop the whole table.
-    pub set_exists: &'a dyn Fn(&model::SetId) -> bool,
+    /// The kernel name of a set that exists; a rule that names one that does not would stop the whole table.
+    pub set_name: &'a dyn Fn(&model::SetId, Family) -> Option<SetName>,
 }
 
 impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { options: _, owner, direction, family, table, set_exists: _ } = self;
+        let Self { options: _, owner, direction, family, table, set_name: _ } = self;
         write!(f, "{owner:?} {direction:?} {family} {table:?}")
     }
 }
@@ -89,7 +89,7 @@ pub fn rule(context: &Context<'_>, rule: &RuleProgram, complaints: &mut Vec<Comp
 
 fn append_rule(context: &Context<'_>, rule: &RuleProgram, out: &mut Vec<Rule>, complaints: &mut Vec<Complaint>) {
     let mut defects = Vec::new();
-    let shape = Shape::of(rule, context.family, context.set_exists, &mut defects);
+    let shape = Shape::of(rule, context.family, context.set_name, &mut defects);
     if !defects.is_empty() {
         complaints.push(context.complaint(rule, &defects));
     }
@@ -249,9 +249,4 @@ pub(crate) const fn flow_log_group(direction: Direction) -> (u16, char) {
 pub fn closed_chain(name: ChainName) -> Chain {
     let rule = Rule::new(Vec::new(), Action::Drop).comment("Not known, drop");
     Chain { name, rules: vec![rule] }
-}
-
-/// Returns the kernel name of a set, if there is one that the kernel would take.
-pub(crate) fn set_name(id: &model::SetId, family: Family) -> Option<SetName> {
-    SetName::new(&id.kernel_name(family))
 }

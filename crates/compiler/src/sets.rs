@@ -6,8 +6,9 @@
 //! Invariant: a set exists in every programmed family or in none, whichever families its members have;
 //! a member goes to the set of its own family.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use foldhash::fast::RandomState;
 use graph::{MemberDelta, MemberList, SetContents, SetMember, SetType};
 use ipnet::IpNet;
 use model::{Family, SetId};
@@ -20,15 +21,20 @@ use crate::options::Options;
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub struct Sets {
-    /// Those whose names the kernel takes.
-    known: BTreeSet<SetId>,
+    /// Those whose names the kernel takes, with these. Every reference of a rule is looked up here.
+    known: HashMap<SetId, Vec<(Family, SetName)>, RandomState>,
     /// Read by the names in which the dataplane knows them, to notice two ids with one cut name.
     by_name: BTreeMap<SetName, SetId>,
 }
 
 impl Sets {
     pub fn exists(&self, id: &SetId) -> bool {
-        self.known.contains(id)
+        self.known.contains_key(id)
+    }
+
+    /// The kernel name of a set that exists.
+    pub fn name(&self, id: &SetId, family: Family) -> Option<&SetName> {
+        self.known.get(id)?.iter().find(|(of, _)| *of == family).map(|(_, name)| name)
     }
 
     /// Makes a set that the program itself names and that has no members yet.
@@ -75,7 +81,7 @@ impl Sets {
     }
 
     pub fn remove(&mut self, options: &Options, id: &SetId, changes: &mut Changes) {
-        if !self.known.remove(id) {
+        if self.known.remove(id).is_none() {
             return;
         }
         for (family, name) in kernel_names(options, id) {
@@ -100,7 +106,7 @@ impl Sets {
             return None;
         }
         self.by_name.extend(names.iter().map(|(_, name)| (name.clone(), id.clone())));
-        self.known.insert(id.clone());
+        self.known.insert(id.clone(), names.clone());
         Some(names)
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use graph::{PolicyProgram, ProfileProgram, RuleProgram};
-use model::{Name, PolicyKey, SetId};
-use program::{Chain, ChainName, Direction, TableId};
+use model::{Family, Name, PolicyKey, SetId};
+use program::{Chain, ChainName, Direction, SetName, TableId};
 
 use crate::Complaint;
 use crate::endpoint::{self, Group, Groups};
@@ -97,11 +97,11 @@ impl Sources {
         options: &Options,
         table: TableId,
         name: &ChainName,
-        set_exists: &dyn Fn(&SetId) -> bool,
+        set_name: &dyn Fn(&SetId, Family) -> Option<SetName>,
         complaints: &mut Vec<Complaint>,
     ) -> Option<Chain> {
         let TableId { family, table } = table;
-        let context = |owner, direction| Context { options, owner, direction, family, table, set_exists };
+        let context = |owner, direction| Context { options, owner, direction, family, table, set_name };
         match self.by_chain.get(name) {
             Some(source @ Source::Policy(key, program, direction)) => {
                 let owner = Owner::Policy { key, tier: &program.tier, untracked: program.untracked };

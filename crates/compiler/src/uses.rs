@@ -110,6 +110,8 @@ impl TableProgram {
         for base in std::mem::take(&mut self.changed_hooks) {
             changes.hooks.insert(base, self.hooks.get(&base).cloned().unwrap_or_default());
         }
+        // In order already, so that the map is built at one go.
+        let mut told = Vec::with_capacity(self.dirty.len());
         for name in std::mem::take(&mut self.dirty) {
             let Some(entry) = self.entries.get_mut(&name) else { continue };
             if entry.uses == 0 && entry.lazy {
@@ -118,7 +120,7 @@ impl TableProgram {
             let wanted = entry.contents.as_ref().filter(|_| entry.uses > 0);
             if wanted != entry.told.as_ref() {
                 entry.told = wanted.cloned();
-                changes.chains.insert(name.clone(), entry.told.clone());
+                told.push((name.clone(), entry.told.clone()));
             } else if let Some(told) = &entry.told {
                 // Equal contents: keep one copy of them.
                 entry.contents = Some(Arc::clone(told));
@@ -127,6 +129,7 @@ impl TableProgram {
                 self.entries.remove(&name);
             }
         }
+        changes.chains = told.into_iter().collect();
         changes
     }
 

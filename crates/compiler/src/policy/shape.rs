@@ -7,8 +7,6 @@ use ipnet::IpNet;
 use model::{Action, Family, IcmpMatch, PortRange, Protocol, SetId};
 use program::{Match, SetName, Side};
 
-use super::set_name;
-
 /// Slots of one port match; a range takes two (10.3).
 const MAX_PORT_SLOTS: usize = 15;
 
@@ -49,7 +47,7 @@ pub(super) struct HalfShape {
 /// Why and how far a rule had to be changed.
 struct Checker<'a> {
     family: Family,
-    set_exists: &'a dyn Fn(&SetId) -> bool,
+    set_name: &'a dyn Fn(&SetId, Family) -> Option<SetName>,
     defects: &'a mut Vec<String>,
 }
 
@@ -59,7 +57,7 @@ impl Shape {
     pub(super) fn of(
         rule: &RuleProgram,
         family: Family,
-        set_exists: &dyn Fn(&SetId) -> bool,
+        set_name: &dyn Fn(&SetId, Family) -> Option<SetName>,
         defects: &mut Vec<String>,
     ) -> Option<Self> {
         if rule.family.is_some_and(|only| only != family) {
@@ -68,7 +66,7 @@ impl Shape {
         let source = HalfShape::of_nets(&rule.source, family)?;
         let destination = HalfShape::of_nets(&rule.destination, family)?;
         let mut shape = Self { source, destination, ..Self::default() };
-        let mut checker = Checker { family, set_exists, defects };
+        let mut checker = Checker { family, set_name, defects };
         if checker.matches_no_packet(rule) {
             return None;
         }
@@ -85,7 +83,9 @@ impl Shape {
     /// left to the blocks.
     pub(super) fn into_matches(self, family: Family) -> Vec<Match> {
         let Self { protocol, not_protocol, icmp, not_icmp, mut source, mut destination } = self;
-        let mut matches = Vec::new();
+        // Most rules have one or two, and there are many rules: no more room than that.
+        let count = usize::from(protocol.is_some()) + source.len() + destination.len();
+        let mut matches = Vec::with_capacity(count.max(1));
         matches.extend(protocol.map(|protocol| Match::Protocol { negated: false, protocol }));
         source.take_positive(Side::Source, &mut matches);
         destination.take_positive(Side::Destination, &mut matches);
@@ -127,6 +127,14 @@ impl HalfShape {
     /// Exclusions are matches of the main rule as long as these are few.
     pub(super) fn not_ports_need_block(&self) -> bool {
         self.not_ports.len() + self.not_named_ports.len() > MAX_PORT_EXCLUSIONS
+    }
+
+    /// How many matches this is, about.
+    fn len(&self) -> usize {
+        let Self { nets, not_nets, ports, not_ports, sets, not_sets, named_ports, not_named_ports, address_ports } =
+            self;
+        [nets.len().min(1), not_nets.len().min(1), ports.len(), not_ports.len()].into_iter().sum::<usize>()
+            + [sets, not_sets, named_ports, not_named_ports, address_ports].map(Vec::len).into_iter().sum::<usize>()
     }
 
     fn take_positive(&mut self, side: Side, matches: &mut Vec<Match>) {
@@ -235,9 +243,11 @@ impl Checker<'_> {
     fn sets(&mut self, ids: &[SetId]) -> Vec<SetName> {
         let mut names = Vec::with_capacity(ids.len());
         for id in ids {
-            match set_name(id, self.family) {
-                Some(name) if (self.set_exists)(id) => names.push(name),
-                Some(_) => self.defects.push(format!("set {id} does not exist")),
+            match (self.set_name)(id, self.family) {
+                Some(name) => names.push(name),
+                None if SetName::new(&id.kernel_name(self.family)).is_some() => {
+                    self.defects.push(format!("set {id} does not exist"));
+                }
                 None => self.defects.push(format!("set {id:?} has no valid name")),
             }
         }

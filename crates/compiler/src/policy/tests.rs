@@ -23,9 +23,12 @@ fn render(rule: &RuleProgram, family: Family) -> (Vec<Rule>, Vec<Complaint>) {
     let options = Options::default();
     let key = PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: "".into(), name: "p".into() };
     let owner = Owner::Policy { key: &key, tier: "default", untracked: false };
-    let set_exists = &|id: &SetId| !id.as_str().starts_with("missing");
+    let set_name = &|id: &SetId, family| {
+        let name = SetName::new(&id.kernel_name(family));
+        name.filter(|_| !id.as_str().starts_with("missing"))
+    };
     let direction = Direction::Ingress;
-    let context = Context { options: &options, owner, direction, family, table: Table::Filter, set_exists };
+    let context = Context { options: &options, owner, direction, family, table: Table::Filter, set_name };
     let mut complaints = Vec::new();
     let rules = super::rule(&context, rule, &mut complaints);
     (rules, complaints)
@@ -229,10 +232,10 @@ fn x_09_a_pass_of_an_earlier_tier_or_profile_does_not_end_a_profile() {
     let options = Options::default();
     let name: Name = "p".into();
     let rules = [bare(Verdict::Allow), bare(Verdict::Pass), bare(Verdict::Pass), bare(Verdict::Deny)];
-    let set_exists = &|_: &SetId| true;
+    let set_name = &|_: &SetId, _| None;
     let (family, table, direction) = (Family::V4, Table::Filter, Direction::Ingress);
     let clears = |owner| {
-        let context = Context { options: &options, owner, direction, family, table, set_exists };
+        let context = Context { options: &options, owner, direction, family, table, set_name };
         let chain = chain(&context, &rules, &mut Vec::new());
         let pass = Some(Action::ClearMark(options.marks.pass));
         chain.rules.iter().positions_of(|rule| rule.action == pass)
@@ -248,13 +251,13 @@ fn x_09_a_pass_of_an_earlier_tier_or_profile_does_not_end_a_profile() {
 fn reject_is_used_in_the_filter_table_only() {
     let options = Options { filter_deny: crate::options::DenyAction::Reject, ..Options::default() };
     let name: Name = "p".into();
-    let set_exists = &|_: &SetId| true;
+    let set_name = &|_: &SetId, _| None;
     for (table, expected) in
         [(Table::Filter, Action::Reject), (Table::Raw, Action::Drop), (Table::Mangle, Action::Drop)]
     {
         let owner = Owner::Profile { name: &name };
         let (family, direction) = (Family::V4, Direction::Ingress);
-        let context = Context { options: &options, owner, direction, family, table, set_exists };
+        let context = Context { options: &options, owner, direction, family, table, set_name };
         let rules = super::rule(&context, &bare(Verdict::Deny), &mut Vec::new());
         assert_eq!(rules.last().and_then(|rule| rule.action.clone()), Some(expected), "{table:?}");
     }
