@@ -357,17 +357,14 @@ impl Classes {
             return;
         };
         labels.extend(names.labels_of(class.own));
+        let own = labels.len();
         for profile in names.profiles_of(class.list) {
-            let sorted = labels.len();
-            for label in inherited.of(profile).labels(names) {
-                let (before, _) = labels.split_at(sorted);
-                if before.binary_search_by_key(&label.key, |label| label.key).is_err() {
-                    labels.push(label);
-                }
-            }
-            if labels.len() > sorted {
-                labels.sort_unstable();
-            }
+            labels.extend(inherited.of(profile).labels(names));
+        }
+        if labels.len() > own {
+            // Stable, so that of equal keys the first stays: the own one, then those of earlier profiles.
+            labels.sort_by_key(|label| label.key);
+            labels.dedup_by_key(|label| label.key);
         }
     }
 

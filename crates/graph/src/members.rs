@@ -201,18 +201,33 @@ impl Members {
     /// True if an object other than this one has a member in a set.
     fn others_have(&self, selectors: &Selectors, set: &Set, member: &SetMember, id: u32) -> bool {
         let Some(selector) = set.selector else { return false };
-        self.owners(set, member).any(|(owner, class)| owner != id && selectors.is_match(selector, class))
+        self.owners(member)
+            .any(|(owner, class)| owner != id && selectors.is_match(selector, class) && self.brings(set, owner, member))
     }
 
-    /// The objects that bring a member into a set whenever its selector matches them, with their classes.
-    fn owners(&self, set: &Set, member: &SetMember) -> impl Iterator<Item = (u32, u32)> {
-        let (net, port) = match member {
-            SetMember::Net(net) => (*net, None),
-            SetMember::AddressPort { address, protocol, port } => (IpNet::from(*address), Some((*protocol, *port))),
-        };
-        self.objects.owners(net).filter(move |(id, _)| {
-            port.is_none_or(|wanted| set.kind.ports(self.objects.ports(*id)).any(|port| port == wanted))
+    /// True if an object brings a member into a set and is of a class that `is_match` is true of.
+    fn is_owned(&self, set: &Set, member: &SetMember, is_match: impl Fn(u32, u32) -> bool) -> bool {
+        let Some(selector) = set.selector else { return false };
+        self.owners(member).any(|(owner, class)| is_match(selector, class) && self.brings(set, owner, member))
+    }
+
+    /// The objects that have the address or network of a member, with their classes.
+    fn owners(&self, member: &SetMember) -> impl Iterator<Item = (u32, u32)> {
+        self.objects.owners(match member {
+            SetMember::Net(net) => *net,
+            SetMember::AddressPort { address, .. } => IpNet::from(*address),
         })
+    }
+
+    /// True if an object that has the address of a member has its port too. There may be thousands of
+    /// ports, so whoever asks knows that nothing else decides.
+    fn brings(&self, set: &Set, id: u32, member: &SetMember) -> bool {
+        match member {
+            SetMember::Net(_) => true,
+            SetMember::AddressPort { protocol, port, .. } => {
+                set.kind.ports(self.objects.ports(id)).any(|known| known == (*protocol, *port))
+            }
+        }
     }
 
     /// Follows selectors that have started or stopped matching classes of objects, all at once;
@@ -240,38 +255,34 @@ impl Members {
         stopped.sort_unstable();
         let has = |list: &[(u32, u32)], selector, class| list.binary_search(&(selector, class)).is_ok();
 
-        // A member comes if nobody had it before. Of several who bring it now, the first one says so.
-        self.each_member(&started, |number, set, selector, id, member| {
-            let was_there = self.owners(set, member).any(|(owner, class)| {
-                let started = has(&started, selector, class);
-                owner != id
-                    && match started {
-                        true => owner < id,
-                        false => has(&stopped, selector, class) || selectors.is_match(selector, class),
-                    }
+        // A member comes if nobody had it before.
+        for (number, member) in self.members_with(&started) {
+            let Some(set) = self.set(number) else { continue };
+            let was_there = self.is_owned(set, &member, |selector, class| {
+                has(&stopped, selector, class)
+                    || (selectors.is_match(selector, class) && !has(&started, selector, class))
             });
             if !was_there {
-                out.push(MemberChange::Added { set: number, member: *member });
+                out.push(MemberChange::Added { set: number, member });
             }
-        });
-        // A member goes if nobody has it now. Of several who take it away, the first one says so.
-        self.each_member(&stopped, |number, set, selector, id, member| {
-            let stays = self.owners(set, member).any(|(owner, class)| {
-                let stopped = owner < id && has(&stopped, selector, class);
-                owner != id && (stopped || selectors.is_match(selector, class))
-            });
-            if !stays {
-                out.push(MemberChange::Removed { set: number, member: *member });
+        }
+        // A member goes if nobody has it now.
+        for (number, member) in self.members_with(&stopped) {
+            let Some(set) = self.set(number) else { continue };
+            if !self.is_owned(set, &member, |selector, class| selectors.is_match(selector, class)) {
+                out.push(MemberChange::Removed { set: number, member });
             }
-        });
+        }
         started.clear();
         stopped.clear();
         self.scratch.started = started;
         self.scratch.stopped = stopped;
     }
 
-    /// Visits what the objects of these classes bring into the announced sets of these selectors.
-    fn each_member(&self, matches: &[(u32, u32)], mut visit: impl FnMut(u32, &Set, u32, u32, &SetMember)) {
+    /// What the objects of these classes bring into the announced sets of these selectors, each member of
+    /// a set once: thousands of objects may have one address, and all of them are asked about it.
+    fn members_with(&self, matches: &[(u32, u32)]) -> Vec<(u32, SetMember)> {
+        let mut all = Vec::new();
         let mut members = Vec::new();
         for (selector, class) in matches {
             let sets = self.by_selector.get(*selector).into_iter().flatten();
@@ -279,10 +290,13 @@ impl Members {
                 let Some(set) = self.set(*number) else { continue };
                 for id in self.objects_of(*class) {
                     self.members_of(set, id, &mut members);
-                    members.iter().for_each(|member| visit(*number, set, *selector, id, member));
+                    all.extend(members.iter().map(|member| (*number, *member)));
                 }
             }
         }
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     fn objects_of(&self, class: u32) -> impl Iterator<Item = u32> {

@@ -10,7 +10,10 @@
 use model::{Labels, Name};
 use smallvec::SmallVec;
 
-use crate::kit::{Column, Strings, words};
+use crate::kit::{Column, IdMap, Strings, words};
+
+/// Longer profile lists are searched by hash.
+const LONG_LIST: usize = 64;
 
 /// All strings and labels that the graph keeps as numbers.
 #[derive(Debug, Default)]
@@ -166,9 +169,16 @@ impl Names {
     /// Returns the number of a profile list without its repetitions; one more use.
     pub(crate) fn acquire_profiles(&mut self, profiles: &[Name]) -> u32 {
         let mut list: SmallVec<[u32; 8]> = SmallVec::new();
+        // A list is hardly ever this long, and looking through a very long one for each of its names
+        // would take seconds.
+        let mut seen = (profiles.len() > LONG_LIST).then(IdMap::<u32, ()>::default);
         for profile in profiles {
             let profile = self.acquire(profile);
-            if list.contains(&profile) {
+            let is_known = match &mut seen {
+                Some(seen) => seen.insert(profile, ()).is_some(),
+                None => list.contains(&profile),
+            };
+            if is_known {
                 self.release(profile);
             } else {
                 list.push(profile);
@@ -243,6 +253,14 @@ mod tests {
         let list = names.acquire_profiles(&["p".into(), "q".into(), "p".into()]);
         assert_eq!(list, names.acquire_profiles(&["p".into(), "q".into()]));
         assert_eq!(names.profiles_of(list).count(), 2);
+
+        let long: Vec<Name> = (0..300).map(|n| format!("long-{}", n % 100).into()).collect();
+        let long_list = names.acquire_profiles(&long);
+        assert_eq!(long_list, names.acquire_profiles(&long[..100]));
+        let first: Vec<u32> = long[..100].iter().map(|name| names.find(name).unwrap()).collect();
+        assert_eq!(names.profiles_of(long_list).collect::<Vec<_>>(), first);
+        [long_list, long_list].into_iter().for_each(|list| names.release_profiles(list));
+        assert!(names.find("long-0").is_none());
 
         names.release_label(label);
         names.release(k);

@@ -1,7 +1,7 @@
 //! What an update costs, counted in deltas and evaluations and not in seconds (policy.md A-9).
 
 use graph::{Flow, Graph};
-use model::Update;
+use model::{EndpointPort, Update};
 use testkit::build::{absent, network_set, policy, profile_labels, tier, wep};
 
 /// A host with one security group rule, and `n` other machines in the group.
@@ -102,4 +102,28 @@ fn local_groups_do_not_flap_when_an_endpoint_changes_class() {
     let relabelled = wep("h1/o/ns/local/e").label("sg-web").label("new").ip("10.255.0.1").build();
     let (flow, _) = cost(&mut graph, relabelled);
     assert_eq!((flow.active, flow.references, flow.members), (0, 0, 0), "{flow:?}");
+}
+
+/// With work in proportion to the square of the endpoints or of the ports this would take a minute.
+#[test]
+fn an_address_that_thousands_share_and_thousands_of_ports_of_one_name_come_and_go_once() {
+    let mut graph = cluster(0);
+    for i in 0..20_000 {
+        graph.apply(wep(&format!("h2/o/ns/vm-{i}/e")).label(&format!("id={i}")).profile("p").ip("10.0.0.1").build());
+    }
+    graph.take_batch();
+    let labels = profile_labels("p", "sg-db=");
+    assert_eq!(cost(&mut graph, labels.clone()).0.members, 1);
+    assert_eq!(cost(&mut graph, absent(&labels)).0.members, 1);
+
+    let rule = "allow tcp to has(sg-db) to-ports http";
+    graph.apply(policy("np/ns/ports").selector("has(sg-web)").ingress(rule).build());
+    graph.take_batch();
+    let ports = wep("h2/o/ns/ports/e").label("sg-db").ip("10.0.0.2").with(|endpoint| {
+        endpoint.ports = (1..=20_000).map(|port| EndpointPort { name: "http".into(), protocol: 6, port }).collect();
+    });
+    let ports = ports.build();
+    // The address is in the other set.
+    assert_eq!(cost(&mut graph, ports.clone()).0.members, 20_001);
+    assert_eq!(cost(&mut graph, absent(&ports)).0.members, 20_001);
 }

@@ -37,6 +37,10 @@ const DELETION: usize = 16;
 /// Sweeps of selectors wait until this many documents could have let go of some.
 const FEWEST_RELEASES: usize = 64;
 
+/// A sweep comes at the latest when there are so many more selectors than twice those that the last one left: one
+/// document may bring thousands and take as many out of use.
+const MOST_NEW: usize = 1024;
+
 /// Of this many selectors, one release per sweep is waited for: a sweep looks at each of them.
 const SELECTORS_PER_RELEASE: usize = 8;
 
@@ -49,6 +53,8 @@ pub struct Pool {
     selectors: HashTable<Parsed>,
     n_asked: usize,
     n_released: usize,
+    /// Selectors that the last sweep left.
+    n_swept: usize,
 }
 
 #[derive(Debug, Default)]
@@ -116,7 +122,8 @@ impl Pool {
     /// Takes note that an object with selectors was replaced or deleted, before its new ones are asked for.
     pub(crate) fn released_selectors(&mut self) {
         self.n_released += 1;
-        if self.n_released >= FEWEST_RELEASES.max(self.selectors.len() / SELECTORS_PER_RELEASE) {
+        let enough = FEWEST_RELEASES.max(self.selectors.len() / SELECTORS_PER_RELEASE);
+        if self.n_released >= enough || self.selectors.len() > 2 * self.n_swept + MOST_NEW {
             self.sweep_selectors();
         }
     }
@@ -152,6 +159,7 @@ impl Pool {
     fn sweep_selectors(&mut self) {
         self.n_released = 0;
         self.selectors.retain(|parsed| Arc::strong_count(&parsed.selector) > 1);
+        self.n_swept = self.selectors.len();
         if self.selectors.len() * 4 <= self.selectors.capacity() {
             self.selectors.shrink_to(self.selectors.len() * 2, |known| known.hash);
         }
@@ -223,6 +231,19 @@ mod tests {
         }
         assert!(most.0 <= Pool::MAX_NAMES, "{most:?}");
         assert!(most.1 <= 2 * kept.len() + 4 * FEWEST_RELEASES, "{most:?}");
+    }
+
+    #[test]
+    fn documents_of_many_selectors_leave_the_pool_bounded_too() {
+        let mut pool = Pool::default();
+        let mut most = 0;
+        for document in 0..1000 {
+            pool.released_selectors();
+            let selectors: Vec<_> = (0..40).map(|n| pool.selector(&format!("has(d{document}-{n})")).unwrap()).collect();
+            most = most.max(pool.len().1);
+            drop(selectors);
+        }
+        assert!(most <= MOST_NEW + 2 * 40, "{most}");
     }
 
     #[test]

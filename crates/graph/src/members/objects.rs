@@ -82,8 +82,8 @@ impl Nets {
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     records: Column<Object>,
-    /// What tells objects of one place apart: of an endpoint, workload and endpoint with a NUL between;
-    /// of a network set or host endpoint, its name.
+    /// What tells objects of one place apart: of an endpoint, the length of its workload and then workload
+    /// and endpoint, which may hold any characters; of a network set or host endpoint, its name.
     names: Bytes,
     /// What many objects have in common: kind, and the numbers of host and orchestrator.
     places: Strings,
@@ -158,13 +158,22 @@ impl ObjectKey<'_> {
     fn write_name(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Endpoint(key) => {
+                push_length(bytes, key.workload.len());
                 bytes.extend_from_slice(key.workload.as_bytes());
-                bytes.push(0);
                 bytes.extend_from_slice(key.endpoint.as_bytes());
             }
             Self::NetworkSet(name) | Self::HostEndpoint(name) => bytes.extend_from_slice(name.as_bytes()),
         }
     }
+}
+
+/// Appends a length in bytes of seven bits, lowest first.
+fn push_length(bytes: &mut Vec<u8>, mut length: usize) {
+    while length > 0x7f {
+        bytes.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    bytes.push(length as u8);
 }
 
 type Place = SmallVec<[u8; 16]>;
@@ -479,10 +488,24 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn objects_have_what_they_were_given_and_networks_know_their_owners(
-            steps in prop::collection::vec((0..12usize, prop::option::weighted(0.7, (0..3u32, any_nets(), 0..3usize))), 0..60),
+            steps in prop::collection::vec((0..15usize, prop::option::weighted(0.7, (0..3u32, any_nets(), 0..3usize))), 0..60),
         ) {
-            let endpoints: Vec<WorkloadEndpointKey> =
-                ["h/o/w/e", "h/o/w/f", "h/p/w/e", "i/o/w/e"].iter().map(|key| testkit::build::wep_key(key)).collect();
+            let endpoint = |host: &str, orchestrator: &str, workload: &str, endpoint: &str| WorkloadEndpointKey {
+                host: host.into(),
+                orchestrator: orchestrator.into(),
+                workload: workload.into(),
+                endpoint: endpoint.into(),
+            };
+            // The last ones are the same text where workload and endpoint are put together.
+            let endpoints = [
+                endpoint("h", "o", "w", "e"),
+                endpoint("h", "o", "w", "f"),
+                endpoint("h", "p", "w", "e"),
+                endpoint("i", "o", "w", "e"),
+                endpoint("h", "o", "w\0e", "e"),
+                endpoint("h", "o", "w", "e\0e"),
+                endpoint("h", "o", "we", "e"),
+            ];
             let sets: Vec<Name> = ["w", "x", "w\0e", ""].into_iter().map(Name::from).collect();
             let key = |which: usize| match endpoints.get(which) {
                 Some(key) => ObjectKey::Endpoint(key),
