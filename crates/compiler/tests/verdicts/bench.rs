@@ -36,6 +36,11 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
+    /// A packet that nothing else is to be known of.
+    pub(crate) const fn plain(trip: Trip) -> Self {
+        Self { trip, to_host: false, mark: 0, reverse_path_failed: false }
+    }
+
     pub(crate) fn draw(domain: &Domain, dice: &mut Dice) -> Self {
         let trip = domain.trip(dice);
         Self { trip, to_host: dice.one_in(6), mark: dice.roll(1 << 32) as u32, reverse_path_failed: dice.one_in(20) }
@@ -101,6 +106,21 @@ impl Bench {
         }
         self.kernel.apply(&changes).map_err(|fault| fault.to_string())?;
         Ok(changes)
+    }
+
+    /// The words of all that the compiler holds, without its account of work done. They are sorted, because some of it
+    /// has no order.
+    pub(crate) fn memory(&self) -> Vec<String> {
+        let text = format!("{:?}", self.compiler);
+        let (held, _) = text.rsplit_once("work: Work").expect("the last field");
+        let mut words: Vec<String> = held.split(|c: char| " ,{}[]()".contains(c)).map(str::to_owned).collect();
+        words.sort_unstable();
+        words
+    }
+
+    /// What the program makes of a packet.
+    pub(crate) fn fate(&self, probe: &Probe) -> Result<Fate, String> {
+        self.walk(probe).map(|journey| journey.fate)
     }
 
     /// Compares the two opinions.
