@@ -74,12 +74,31 @@ fn v_01_a_record_that_fails_is_as_if_it_were_deleted() {
         assert_eq!(updates, convert(&resource, None, &STRICT).updates, "{key}");
         assert_eq!(complaints[0].effect, Effect::Rejected, "{key}");
     }
+    // And nothing is deleted that has no defect.
+    for (key, spec) in [
+        ("workloadendpoints/ns/host--1-k8s-pod-eth0", spec_with(&json!({}))),
+        ("hostendpoints/e", spec_with(&json!({}))),
+        ("networkpolicies/ns/p", json!({"selector": "has(a)"})),
+        ("globalnetworkpolicies/p", json!({"ingress": [{"action": "Allow", "protocol": 1}]})),
+        ("profiles/x", json!({"ingress": [{"action": "Allow", "protocol": 1}], "labelsToApply": {"a": "b"}})),
+        ("networksets/ns/s", json!({})),
+    ] {
+        let document = json!({"metadata": {"name": "x", "namespace": "ns"}, "spec": spec});
+        let Converted { updates, complaints } = converted(key, &document);
+        assert_eq!(complaints, [], "{key}");
+        let resource = ResourceKey::parse(format!("{}{key}", crate::key::RESOURCES).as_bytes()).unwrap();
+        let deleted = convert(&resource, None, &STRICT).updates;
+        assert_eq!(updates.len(), deleted.len(), "{key}");
+        assert!(updates.iter().zip(&deleted).all(|(update, deleted)| update != deleted), "{key}: {updates:?}");
+    }
 }
 
 #[test]
 fn v_02_a_workload_endpoint_has_an_interface() {
     let (found, complaints) = endpoint(&spec_with(&json!({"interfaceName": ""})), STRICT);
     assert_eq!((found, fields(&complaints)), (None, vec!["spec.interfaceName"]));
+    let (found, complaints) = endpoint(&spec_with(&json!({"interfaceName": "x"})), STRICT);
+    assert_eq!((&*found.unwrap().interface, complaints), ("x", vec![]));
 }
 
 #[test]
@@ -190,6 +209,9 @@ fn v_07_a_policy_has_a_selector_that_parses_and_hints_that_are_known() {
         assert_eq!(policy, None, "{spec}");
         assert_eq!(fields(&complaints), [field], "{spec}");
         assert_eq!(complaints[0].effect, Effect::Rejected);
+    }
+    for (selector, canonical) in [("", "all()"), ("a == 'b'", "a == \"b\"")] {
+        assert_eq!(global(&json!({"selector": selector})).0.unwrap().selector.canonical(), canonical);
     }
     assert!(global(&json!({"performanceHints": ["AssumeNeededOnEveryNode"]})).0.unwrap().always_needed);
     assert_eq!(global(&json!({"selector": "a = 'b'"})).0, None);
