@@ -12,6 +12,8 @@ BENCH ?=
 # How many random histories `make histories` goes through: of the graph alone, and with packets at their end.
 HISTORIES ?= 1000000
 VERDICTS ?= 300000
+# How many random worlds `make worlds` goes through, for each variant of iptables.
+WORLDS ?= 5000
 
 .PHONY: help demo test worlds bench histories mutants setup lint clean
 
@@ -19,7 +21,7 @@ help:
 	@echo 'make demo    build, and show the agent enforcing security groups on real packets (root)'
 	@echo "             options: make demo DEMO='--variant legacy|nft --family 4|6'"
 	@echo 'make test    build, and run all tests (root; FELIX_TESTS=pure make test runs those that need no root)'
-	@echo 'make worlds  send packets through many more random worlds than the tests do: make worlds WORLDS=5000 (root)'
+	@echo 'make worlds  send packets through many more random worlds than the tests do (WORLDS=n) (root)'
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
 	@echo "             parts: make bench BENCH='--only label-index'; BENCH=--help lists them"
 	@echo 'make histories  hold graph, program and policy against many more random histories (HISTORIES=n VERDICTS=n) than make test'

@@ -21,7 +21,10 @@ fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["check"] => report(check(), "architecture holds"),
         ["mutants", ref rest @ ..] => match mutants_options(rest) {
-            Some(options) => report(mutants::run(&root(), &options), "no fault survives"),
+            Some(options) => {
+                let good = if options.list { "nothing was run" } else { "no fault survives" };
+                report(mutants::run(&root(), &options), good)
+            }
             None => usage(),
         },
         ["--help" | "-h"] => {
