@@ -27,7 +27,7 @@ const fn promise(name: &'static str, at_most: f64) -> Bar {
     Bar { name, reference: None, at_most: Some(at_most) }
 }
 
-const BARS: [Bar; 33] = [
+const BARS: [Bar; 35] = [
     bar("graph/Snapshot200Local250kTotal10000TagPols/time", 9_400.0, 800.0),
     bar("graph/Snapshot200Local250kTotal10000TagPols/live-heap", 245.0, 60.0),
     reference("graph/Snapshot200Local250kTotal10000TagPols/resident-peak", 1_060.0),
@@ -57,7 +57,9 @@ const BARS: [Bar; 33] = [
     reference("label-index/SelectorUpdates10000/mean", 1_600.0),
     reference("label-index/SelectorUpdates100000/mean", 22_000.0),
     promise("label-index/SelectorUpdates100000/all-match/mean", 2_000.0),
+    promise("label-index/SelectorUpdates100000/all-match-first/mean", 2_000.0),
     promise("label-index/SelectorUpdates100000/none-match/mean", 10.0),
+    promise("label-index/SelectorUpdates100000/none-match-first/mean", 10.0),
     promise("relabel/250k-endpoints-10k-selectors/no-set-changes/median", 10.0),
     reference("small/selector-parse", 6_500.0),
     reference("small/key-parse-four-in-turn", 650.0),
