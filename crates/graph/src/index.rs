@@ -147,7 +147,7 @@ impl MemberIndex {
 
     /// Returns the contents of a set; from now on its changes are told (F-8).
     pub fn announce(&mut self, set: u32) -> Option<SetContents> {
-        self.members.announce(set, &self.selectors)
+        self.members.announce(&self.names, set, &self.selectors)
     }
 
     /// True if the contents of a set have been asked for.

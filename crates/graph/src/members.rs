@@ -343,7 +343,7 @@ impl Members {
     }
 
     /// Returns the contents of a set; from now on its changes are told.
-    pub(crate) fn announce(&mut self, set: u32, selectors: &Selectors) -> Option<SetContents> {
+    pub(crate) fn announce(&mut self, names: &Names, set: u32, selectors: &Selectors) -> Option<SetContents> {
         self.sets.get_mut(set)?.as_mut()?.announced = true;
         let set = self.set(set)?;
         let kind = match set.kind {
@@ -353,7 +353,7 @@ impl Members {
         let mut members = Vec::new();
         if let Some(selector) = set.selector {
             let mut classes = Vec::new();
-            selectors.matching_unordered(selector, &mut classes);
+            selectors.matching_unordered(names, selector, &mut classes);
             // Most classes have one object with one address.
             members.reserve(classes.len());
             for class in classes {

@@ -349,31 +349,54 @@ impl Selectors {
 
     /// Collects the classes that a selector matches now, in order; none if nobody uses the selector.
     pub(crate) fn matching(&self, id: u32, out: &mut Vec<u32>) {
-        self.matching_unordered(id, out);
-        out.sort_unstable();
-        out.dedup();
-    }
-
-    /// As [`matching`](Self::matching), in no particular order, and a class may come more than once.
-    pub(crate) fn matching_unordered(&self, id: u32, out: &mut Vec<u32>) {
         if self.programs.uses(id) == 0 {
             return;
         }
         let Some(choices) = program::choices(self.programs.get(id)) else { return };
-        // Most have the same list as the one before.
-        let mut last = (None, false);
+        let mut is_on_list = self.is_on_list(id);
         let mut look = |class: u32| {
-            let list = self.classes.matches(class);
-            if last.0 != Some(list) {
-                last = (Some(list), is_on(self.lists.get(list), id));
-            }
-            if last.1 {
+            if is_on_list(class) {
                 out.push(class);
             }
         };
         match self.rarest(&choices) {
             Some(terms) => self.classes.candidates(terms).for_each(&mut look),
             None => self.classes.all().for_each(&mut look),
+        }
+        out.sort_unstable();
+        out.dedup();
+    }
+
+    /// As [`matching`](Self::matching), in no particular order, and a class may come more than once. What
+    /// own labels decide is true of all classes with them, which are then not looked at.
+    pub(crate) fn matching_unordered(&self, names: &Names, id: u32, out: &mut Vec<u32>) {
+        if self.programs.uses(id) == 0 {
+            return;
+        }
+        let (classes, program) = (&self.classes, self.programs.get(id));
+        let Some(choices) = program::choices(program) else { return };
+        let own = |own: &[Label]| program::evaluate(names, program, own, |key| classes.may_inherit(key));
+        let mut is_on_list = self.is_on_list(id);
+        let found = |class: u32, is_decided: bool| {
+            if is_decided || is_on_list(class) {
+                out.push(class);
+            }
+        };
+        match self.rarest(&choices) {
+            Some(terms) => classes.search(names, terms, own, found),
+            None => classes.search_all(names, own, found),
+        }
+    }
+
+    /// Tells whether a selector is on the list of a class. Most have the same list as the one before.
+    fn is_on_list(&self, id: u32) -> impl FnMut(u32) -> bool {
+        let mut last = (None, false);
+        move |class| {
+            let list = self.classes.matches(class);
+            if last.0 != Some(list) {
+                last = (Some(list), is_on(self.lists.get(list), id));
+            }
+            last.1
         }
     }
 
