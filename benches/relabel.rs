@@ -13,7 +13,7 @@ use crate::results::Results;
 const CHANGES: u32 = 10_000;
 
 /// Changes before the first that counts: buffers and tables grow to their size.
-const WARM_UP: u32 = 20_000;
+const WARM_UP: u32 = 500_000;
 
 fn filled() -> anyhow::Result<Graph> {
     let mut graph = Graph::new(workload::HOST.into());
@@ -32,7 +32,7 @@ fn chosen(change: u32) -> u32 {
 /// A label that no selector names.
 fn quiet(change: u32) -> Update {
     let n = chosen(change);
-    input::remote(n, n % input::GROUPS, change + 1)
+    input::remote(n, n % input::GROUPS, input::any_version(change ^ n))
 }
 
 /// Another group: one set loses a member, one gains it.

@@ -27,7 +27,7 @@ use smallvec::SmallVec;
 use objects::Objects;
 pub(crate) use objects::{Nets, ObjectKey};
 
-use crate::batch::{SetContents, SetMember, SetType};
+use crate::batch::{MemberList, SetContents, SetMember, SetType};
 use crate::kit::{Column, IdSet, IdSets};
 use crate::names::Names;
 use crate::references::SetSource;
@@ -350,22 +350,24 @@ impl Members {
             Kind::Nets => SetType::Net,
             Kind::NamedPort { .. } | Kind::Service => SetType::AddressPort,
         };
-        let mut members = Vec::new();
+        let mut classes = Vec::new();
         if let Some(selector) = set.selector {
-            let mut classes = Vec::new();
             selectors.matching_unordered(names, selector, &mut classes);
-            // Most classes have one object with one address.
-            members.reserve(classes.len());
-            for class in classes {
-                self.objects_of(class).for_each(|id| match set.kind {
-                    Kind::Nets => self.objects.nets(id).for_each(|net| members.push(SetMember::Net(net))),
-                    Kind::NamedPort { .. } | Kind::Service => {
-                        set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members)
-                    }
-                });
-            }
         }
-        Some(SetContents { kind, members: members.into() })
+        // Most classes have one object with one address.
+        let expected = classes.len();
+        let objects = classes.into_iter().flat_map(|class| self.objects_of(class));
+        let members = match set.kind {
+            Kind::Nets => MemberList::of_nets(expected, objects.flat_map(|id| self.objects.nets(id))),
+            Kind::NamedPort { .. } | Kind::Service => {
+                let mut members = Vec::new();
+                for id in objects {
+                    set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members);
+                }
+                members.into()
+            }
+        };
+        Some(SetContents { kind, members })
     }
 
     pub(crate) fn is_announced(&self, set: u32) -> bool {
