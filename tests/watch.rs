@@ -308,8 +308,11 @@ mod tests {
             ]
         );
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-        while !notifications.read("tables").unwrap().iter().any(|line| line.contains("-j DROP")) {
-            assert!(std::time::Instant::now() < deadline, "{:?}", notifications.read("tables"));
+        for (monitor, text) in [("tables", "-j DROP"), ("routes", "198.51.100.7")] {
+            while !notifications.read(monitor).unwrap().iter().any(|line| line.contains(text)) {
+                assert!(std::time::Instant::now() < deadline, "{monitor}: {:?}", notifications.read(monitor));
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
         }
         let heard = notifications.finish().unwrap();
         for text in ["198.51.100.7", "cali-x -j DROP"] {
