@@ -146,12 +146,14 @@ impl World {
             }
             self.aim_ports(&rule, &mut packet);
         }
-        let is_own = (packet.family() == Family::V4) == (packet.protocol == 1);
+        let is_v6 = packet.family() == Family::V6;
+        let is_own = is_v6 != (packet.protocol == 1);
         let Some((kind, code)) = packet.icmp else { return packet.of(Connection::New) };
-        let kinds = ICMP_KINDS[usize::from(packet.family() == Family::V6)];
+        let kinds = ICMP_KINDS[usize::from(is_v6)];
         let kind = if self.dice.one_in(6) { kind } else { kinds[usize::from(kind) % 3] };
         packet.icmp = Some((kind, code));
-        let opens = kinds.contains(&kind) || UNTRACKED_ICMP.contains(&kind);
+        // In IPv4 these numbers are those of no message (nf_conntrack_proto_icmp.c).
+        let opens = kinds.contains(&kind) || is_v6 && UNTRACKED_ICMP.contains(&kind);
         packet.of(if is_own && opens { Connection::New } else { Connection::Invalid })
     }
 
