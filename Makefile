@@ -9,6 +9,8 @@ CARGO ?= cargo
 DEMO ?=
 # Arguments of the benchmark; --help lists them.
 BENCH ?=
+# Which faults `make mutants` seeds, for example: make mutants MUTANTS='--lists compiler,hosts'
+MUTANTS ?=
 # How many random histories `make histories` goes through: of the graph alone, and with packets at their end.
 HISTORIES ?= 1000000
 VERDICTS ?= 300000
@@ -26,6 +28,7 @@ help:
 	@echo "             parts: make bench BENCH='--only label-index'; BENCH=--help lists them"
 	@echo 'make histories  hold graph, program and policy against many more random histories (HISTORIES=n VERDICTS=n) than make test'
 	@echo 'make mutants seed faults into graph and compiler, one at a time: every one must fail a test'
+	@echo "             some of them: make mutants MUTANTS='--lists compiler,hosts' or MUTANTS='--only text'"
 	@echo 'make setup   install what is missing: compiler, protoc, iptables, ipset, iproute2, etcd'
 	@echo 'make lint    formatting, clippy and the architecture check'
 	@echo 'make clean   remove what was built'
@@ -52,9 +55,10 @@ histories: setup
 	FELIX_HISTORIES=$(HISTORIES) $(CARGO) test --package graph --test properties -- --test-threads=1
 	FELIX_HISTORIES=$(VERDICTS) $(CARGO) test --release --package compiler --test verdicts
 
-# Takes half an hour; one copy of the tree per job, below target/mutants.
+# Builds and tests anew for every fault: most of an hour on two cores. One copy of the tree per job, below
+# target/mutants; one run at a time; an interrupt ends it with all it started.
 mutants: setup
-	$(CARGO) run --quiet --package xtask -- mutants --jobs 2
+	$(CARGO) run --quiet --package xtask -- mutants --jobs 2 $(MUTANTS)
 
 lint:
 	$(CARGO) fmt --all --check

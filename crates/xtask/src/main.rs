@@ -12,8 +12,10 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: xtask check      hold the tree against its architecture; exit status 1 on a violation
-       xtask mutants [--only TEXT] [--jobs N] [--list]
+       xtask mutants [--lists NAME,NAME] [--only TEXT] [--jobs N] [--list]
                         seed faults into graph and compiler, one at a time, and run the tests;
+                        only those of these lists, or whose name or file contains the text;
+                        --list names them and runs nothing;
                         exit status 1 if a fault survives or does not compile";
 
 fn main() -> ExitCode {
@@ -65,6 +67,7 @@ fn mutants_options(arguments: &[&str]) -> Option<mutants::Options> {
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match *argument {
+            "--lists" => options.lists = arguments.next()?.split(',').map(str::to_owned).collect(),
             "--only" => options.only = (*arguments.next()?).to_owned(),
             "--jobs" => options.jobs = arguments.next()?.parse().ok()?,
             "--list" => options.list = true,
