@@ -23,11 +23,11 @@ use model::{Family, Name};
 use program::{Changes, SetChange, SetName, TableChanges, TableId};
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::error::DriverError;
-use crate::ipset::{Automatic, IpSets};
-use crate::iptables::parse::is_our_chain;
-use crate::iptables::variant::{self, Programs};
-use crate::iptables::{Checks, FamilyTables, TableTools};
+use crate::ipset::IpSets;
+use crate::iptables::{self, Backend, Checks, FamilyTables};
+use crate::kernel::Kernel;
 use crate::options::{ChainInsertMode, Options, Variant};
 use crate::report::{DriverReport, Report};
 use crate::retry::Backoff;
@@ -47,6 +47,7 @@ pub struct ApplyLoop {
     started: bool,
     sets: IpSets,
     sysctls: Sysctls,
+    backend: Box<dyn Backend>,
     tables: Tables,
     routes: Routes,
     /// When the tables were last read because a set that should go was in use.
@@ -67,16 +68,23 @@ enum Tables {
 impl ApplyLoop {
     /// Allocates; touches nothing outside the process.
     pub fn new(options: Options) -> Self {
+        let kernel = Kernel::real(&options);
+        Self::with_kernel(options, kernel)
+    }
+
+    /// Uses another kernel than that of this host.
+    pub fn with_kernel(options: Options, kernel: Kernel) -> Self {
+        let Kernel { sets, routes, tables: backend, settings } = kernel;
         let tables = Tables::Unknown { wanted: BTreeMap::new(), backoff: Backoff::default(), reason: String::new() };
-        let transport = Automatic::new(options.netlink_timeout, options.program_timeout);
         Self {
             started: false,
-            sets: IpSets::new(&options, Box::new(transport)),
-            sysctls: Sysctls::new(&options),
+            sets: IpSets::new(&options, sets),
+            sysctls: Sysctls::with_tree(&options, settings),
+            backend,
             tables,
-            routes: Routes::new(&options),
+            routes: Routes::with_transport(&options, routes),
             doubted_at: None,
-            sweep: Some(Instant::now()),
+            sweep: Some(clock::now()),
             unswept: Vec::new(),
             options,
         }
@@ -85,7 +93,7 @@ impl ApplyLoop {
     /// Applies one batch (an empty one retries and refreshes what is due). The first batch is
     /// complete: everything of ours that it does not name is swept, after proven-complete reads (I3).
     pub async fn apply(&mut self, changes: Changes) -> Report {
-        let started = Instant::now();
+        let started = clock::now();
         let Changes { seq, links, sets, tables, interfaces, routes } = changes;
         let mut drivers = Vec::new();
         self.want_sets(sets);
@@ -102,25 +110,25 @@ impl ApplyLoop {
         }
         let mut sysctls = DriverReport { driver: "sysctl".to_owned(), ..DriverReport::default() };
         if !std::mem::replace(&mut self.started, true) {
-            sysctls.add(self.sysctls.start(Instant::now()));
+            sysctls.add(self.sysctls.start(clock::now()));
         }
         self.settle_on_variant(&mut drivers).await;
 
-        let mut sets = self.sets.write_additions(Instant::now());
-        sysctls.add(self.sysctls.sync(Instant::now()));
+        let mut sets = self.sets.write_additions(clock::now());
+        sysctls.add(self.sysctls.sync(clock::now()));
         drivers.push(sysctls);
         let mut tables = self.run_tables().await;
         if self.tables_lack_a_set() {
             // Somebody removed it behind our back: once more, after a look at the sets.
             warn!("a table names a set that is gone, reading the sets again");
             self.sets.distrust();
-            sets.superseded_by(self.sets.write_additions(Instant::now()));
+            sets.superseded_by(self.sets.write_additions(clock::now()));
             self.hurry_tables();
             rerun(&mut tables, self.run_tables().await);
         }
         let routes = self.sync_routes().await;
         if !self.old_rules_may_need_old_members() {
-            sets.add(self.sets.write_removals(Instant::now()));
+            sets.add(self.sets.write_removals(clock::now()));
             self.doubt_tables_that_keep_sets();
         }
         drivers.push(sets);
@@ -128,7 +136,7 @@ impl ApplyLoop {
         drivers.push(routes);
         drivers.extend(self.sweep_other_variant().await);
         drivers.retain(DriverReport::has_something);
-        Report { seq, took: started.elapsed(), drivers, again: self.again() }
+        Report { seq, took: clock::now().saturating_duration_since(started), drivers, again: self.again() }
     }
 
     /// Interfaces whose kernel settings are not as wanted yet; their endpoints are down.
@@ -171,7 +179,7 @@ impl ApplyLoop {
 
     async fn sync_routes(&mut self) -> DriverReport {
         if self.filter_was_in_force() {
-            return self.routes.sync(Instant::now()).await;
+            return self.routes.sync(clock::now()).await;
         }
         DriverReport {
             driver: "routes".to_owned(),
@@ -212,8 +220,8 @@ impl ApplyLoop {
             return;
         }
         let pause = self.options.set_refresh.unwrap_or(SWEEP_PAUSE);
-        if self.doubted_at.is_none_or(|at| at.elapsed() >= pause) {
-            self.doubted_at = Some(Instant::now());
+        if self.doubted_at.is_none_or(|at| clock::now().saturating_duration_since(at) >= pause) {
+            self.doubted_at = Some(clock::now());
             warn!("a set that is not wanted is in use, reading the tables again");
             families.iter_mut().for_each(FamilyTables::distrust);
         }
@@ -227,7 +235,7 @@ impl ApplyLoop {
 
     fn hurry_tables(&mut self) {
         if let Tables::Known { families, .. } = &mut self.tables {
-            families.iter_mut().for_each(|tables| tables.hurry(Instant::now()));
+            families.iter_mut().for_each(|tables| tables.hurry(clock::now()));
         }
     }
 
@@ -263,19 +271,19 @@ impl ApplyLoop {
     async fn settle_on_variant(&mut self, drivers: &mut Vec<DriverReport>) {
         let Tables::Unknown { wanted, backoff, reason } = &mut self.tables else { return };
         let mut report = DriverReport { driver: "iptables".to_owned(), ..DriverReport::default() };
-        if !backoff.ready(Instant::now()) {
+        if !backoff.ready(clock::now()) {
             report.waiting = Some(reason.clone());
             drivers.push(report);
             return;
         }
-        match prepare(&self.options).await {
+        match prepare(self.backend.as_mut(), &self.options).await {
             Ok((variant, families)) => {
                 let wanted = std::mem::take(wanted);
                 self.tables = Tables::Known { variant, families };
                 self.want_tables(wanted);
             }
             Err(error) => {
-                backoff.failed(Instant::now());
+                backoff.failed(clock::now());
                 *reason = error.full_text();
                 report.errors.push(reason.clone());
                 drivers.push(report);
@@ -299,7 +307,7 @@ impl ApplyLoop {
     async fn sweep_other_variant(&mut self) -> Vec<DriverReport> {
         let Tables::Known { variant, families } = &self.tables else { return Vec::new() };
         let settled = families.iter().all(FamilyTables::is_settled);
-        if !settled || self.sweep.is_none_or(|at| at > Instant::now()) {
+        if !settled || self.sweep.is_none_or(|at| at > clock::now()) {
             let waits = |driver: &String| DriverReport {
                 driver: driver.clone(),
                 waiting: Some("what the other variant holds of ours is not removed yet".to_owned()),
@@ -312,12 +320,12 @@ impl ApplyLoop {
             Variant::Nft => Variant::Legacy,
         };
         let mut reports = Vec::new();
-        for family in families_of(&self.options) {
-            reports.extend(sweep(family, other, &self.options).await);
+        for family in iptables::backend::families(&self.options) {
+            reports.extend(sweep(self.backend.as_mut(), family, other, &self.options).await);
         }
         let failed = reports.iter().filter(|report: &&DriverReport| !report.errors.is_empty());
         self.unswept = failed.map(|report| report.driver.clone()).collect();
-        self.sweep = (!self.unswept.is_empty()).then(|| Instant::now() + SWEEP_PAUSE);
+        self.sweep = (!self.unswept.is_empty()).then(|| clock::now() + SWEEP_PAUSE);
         reports.retain(|report| report.writes > 0 || !report.errors.is_empty());
         reports
     }
@@ -333,66 +341,24 @@ fn rerun(first: &mut Vec<DriverReport>, second: Vec<DriverReport>) {
     }
 }
 
-fn families_of(options: &Options) -> impl Iterator<Item = Family> + use<> {
-    let ipv6 = options.ipv6;
-    Family::BOTH.into_iter().filter(move |family| ipv6 || *family == Family::V4)
-}
-
-/// Chooses the variant, finds its programs and asks them what they can do.
-async fn prepare(options: &Options) -> Result<(Variant, Vec<FamilyTables>), DriverError> {
-    let directories = variant::search_path();
-    let limit = options.program_timeout;
-    let asked = match options.variant {
-        Some(variant) => variant,
-        None => variant::choose(&variant::evidence(&directories, limit).await),
-    };
-    let mut families = Vec::new();
-    let mut in_use = asked;
-    for family in families_of(options) {
-        let programs = Programs::find(family, asked, &directories)?;
-        let (found, features) = variant::probe(&programs, limit).await?;
-        let program = programs.restore.display().to_string();
-        if found != asked {
-            warn!(
-                program,
-                asked = asked.as_str(),
-                found = found.as_str(),
-                "the installed program is of the other variant"
-            );
-        }
-        info!(program, variant = found.as_str(), ?features, "iptables chosen");
-        in_use = found;
-        let tools = TableTools::new(family, programs, &features, options.lock_probe, limit);
-        let checks = Checks { refresh: options.table_refresh, after_write: options.post_write_check };
-        families.push(FamilyTables::new(family, tools, found, options.insert_mode, features, checks));
-    }
+/// Chooses the variant and makes the table drivers.
+async fn prepare(backend: &mut dyn Backend, options: &Options) -> Result<(Variant, Vec<FamilyTables>), DriverError> {
+    let tools = backend.choose(options).await?;
+    let checks = Checks { refresh: options.table_refresh, after_write: options.post_write_check };
+    let family = |family| FamilyTables::new(family, tools.variant, options.insert_mode, checks);
+    let mut families: Vec<_> = tools.families.into_iter().map(family).collect();
     if options.hold_restore_open {
         futures_util::future::join_all(families.iter_mut().map(FamilyTables::try_to_hold_open)).await;
     }
-    Ok((in_use, families))
+    Ok((tools.variant, families))
 }
 
 /// Removes everything of ours from the tables of a variant that is not in use.
-async fn sweep(family: Family, variant: Variant, options: &Options) -> Vec<DriverReport> {
-    let directories = variant::search_path();
-    let limit = options.program_timeout;
-    let Some(programs) = Programs::find_named(family, variant, &directories) else { return Vec::new() };
-    if variant == Variant::Legacy && variant::legacy_tables(family).is_none_or(|names| names.trim().is_empty()) {
-        return Vec::new();
-    }
-    let listing = variant::listing(family, variant, &directories, limit).await;
-    let chains = listing.lines().filter_map(|line| line.strip_prefix(':'));
-    if !chains.clone().any(is_our_chain) {
-        return Vec::new();
-    }
+async fn sweep(backend: &mut dyn Backend, family: Family, variant: Variant, options: &Options) -> Vec<DriverReport> {
+    let Some(tools) = backend.leftovers(family, variant, options).await else { return Vec::new() };
     info!(variant = variant.as_str(), family = %family, "removing what an earlier agent left in the other iptables variant");
-    let features = match variant::probe(&programs, limit).await {
-        Ok((found, features)) if found == variant => features,
-        Ok(_) | Err(_) => return Vec::new(),
-    };
-    let tools = TableTools::new(family, programs, &features, options.lock_probe, limit);
     let checks = Checks { refresh: None, after_write: options.post_write_check };
-    let mut tables = FamilyTables::new(family, tools, variant, ChainInsertMode::Insert, features, checks);
+    let mut tables = FamilyTables::new(tools, variant, ChainInsertMode::Insert, checks);
     let mut reports = tables.run().await;
     for report in &mut reports {
         report.driver = format!("{} ({})", report.driver, variant.as_str());

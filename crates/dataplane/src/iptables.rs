@@ -1,5 +1,6 @@
 //! The packet filter, through iptables' save and restore programs.
 
+pub mod backend;
 pub mod family;
 pub mod features;
 pub mod hash;
@@ -14,6 +15,7 @@ pub mod variant;
 
 use program::BaseChain;
 
+pub use backend::{Backend, FamilyTools, Installed, TableTransport, Tools};
 pub use family::FamilyTables;
 pub use features::Features;
 pub use table::{Checks, TableDriver, TableRequest, TableResponse, TableStats};

@@ -24,6 +24,7 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval_at, sleep_until};
 
+use crate::clock;
 use crate::error::DriverError;
 use crate::netlink::{self, Channel, DumpEnd, HEADER_LENGTH, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::options::Options;
@@ -121,9 +122,9 @@ impl LinkMonitor {
             let listed = list.is_some();
             if let Some(doubtful) = list.take() {
                 let links = list_links(self.timeout).map_err(|source| failed("list links", source))?;
-                tracker.list(Instant::now(), links, doubtful, &mut events);
+                tracker.list(clock::now(), links, doubtful, &mut events);
             }
-            tracker.tick(Instant::now(), &mut events);
+            tracker.tick(clock::now(), &mut events);
             if listed {
                 events.push(LinkEvent::InSync);
             }
@@ -146,7 +147,7 @@ impl LinkMonitor {
                         } else if let NetlinkPayload::InnerMessage(message) = message.payload
                             && let Some((index, seen)) = understand(&message)
                         {
-                            tracker.see(Instant::now(), index, seen, &mut events);
+                            tracker.see(clock::now(), index, seen, &mut events);
                         }
                     }
                 },

@@ -11,11 +11,11 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 /// An address on a link and who answers for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Neighbour {
+pub struct Neighbour {
     /// Interface.
-    pub(crate) index: u32,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) mac: [u8; 6],
+    pub index: u32,
+    pub address: Ipv4Addr,
+    pub mac: [u8; 6],
 }
 
 /// Asks for all IPv4 neighbours.

@@ -23,13 +23,15 @@ use model::{Family, LinkState, Name};
 use nix::libc;
 use program::RouteSpec;
 
-use crate::neigh::Neighbour;
 use crate::options::Options;
 use crate::report::DriverReport;
 use crate::retry::Backoff;
 use own::{Interfaces, Ownership};
-use plan::{RouteKey, RouteOp, Table};
-use wire::{Kernel, Transport};
+use plan::Table;
+
+pub use crate::neigh::Neighbour;
+pub use plan::{KernelRoute, RouteKey, RouteOp};
+pub use wire::{Netlink, Reading, Transport};
 
 /// How often a reading that was interrupted is repeated before it counts as incomplete (host.md 9.4).
 const READINGS: u32 = 5;
@@ -71,10 +73,11 @@ pub struct Routes {
 impl Routes {
     /// Allocates; nothing is asked of the kernel before the first [`Self::sync`].
     pub fn new(options: &Options) -> Self {
-        Self::with_transport(options, Box::new(Kernel::new(options.netlink_timeout)))
+        Self::with_transport(options, Box::new(Netlink::new(options.netlink_timeout)))
     }
 
-    fn with_transport(options: &Options, transport: Box<dyn Transport>) -> Self {
+    /// Uses another way to the kernel's routes than a socket of this host.
+    pub fn with_transport(options: &Options, transport: Box<dyn Transport>) -> Self {
         let families = Family::BOTH.into_iter().filter(|family| options.ipv6 || *family == Family::V4);
         Self {
             interfaces: Interfaces::new(options),

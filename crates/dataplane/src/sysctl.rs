@@ -28,7 +28,7 @@ const STRICT: &str = "1";
 /// See the [module documentation](self).
 #[derive(Debug)]
 pub struct Sysctls {
-    root: PathBuf,
+    tree: Box<dyn Tree>,
     ipv6: bool,
     ip_forwarding: bool,
     prefixes: Vec<String>,
@@ -51,8 +51,13 @@ pub struct Sysctls {
 impl Sysctls {
     /// Allocates; touches nothing.
     pub fn new(options: &Options) -> Self {
+        Self::with_tree(options, Box::new(Files::new(options.sysctl_root.clone())))
+    }
+
+    /// Uses another tree of settings than that of this host.
+    pub fn with_tree(options: &Options, tree: Box<dyn Tree>) -> Self {
         Self {
-            root: options.sysctl_root.clone(),
+            tree,
             ipv6: options.ipv6,
             ip_forwarding: options.ip_forwarding,
             prefixes: options.interface_prefixes.clone(),
@@ -84,7 +89,7 @@ impl Sysctls {
             tracing::warn!(error = error.full_text(), "no accounting of tracked connections");
         }
         report.reads += 1;
-        match fs::read_to_string(self.root.join("net/ipv4/conf/default/rp_filter")) {
+        match self.tree.read("net/ipv4/conf/default/rp_filter") {
             Ok(value) => self.default_rp_filter = value.trim().to_owned(),
             Err(error) => tracing::warn!(%error, "the default of rp_filter cannot be read; 1 is used"),
         }
@@ -253,20 +258,78 @@ impl Sysctls {
     }
 
     fn exists(&self, family: &str, name: &str) -> bool {
-        self.root.join("net").join(family).join("conf").join(name).is_dir()
+        self.tree.has(&format!("net/{family}/conf/{name}"))
     }
 
     /// Writes a value unless it is there already.
-    fn set(&self, setting: &str, value: &str, report: &mut DriverReport) -> Result<(), DriverError> {
-        let path = self.root.join(setting);
+    fn set(&mut self, setting: &str, value: &str, report: &mut DriverReport) -> Result<(), DriverError> {
         report.reads += 1;
         // A value that cannot be read is written: some settings are write-only.
-        if fs::read_to_string(&path).is_ok_and(|present| present.trim() == value) {
+        if self.tree.read(setting).is_ok_and(|present| present.trim() == value) {
             return Ok(());
         }
-        write_once(&path, value).map_err(|source| DriverError::Sysctl { path: path.display().to_string(), source })?;
+        self.tree
+            .write(setting, value)
+            .map_err(|source| DriverError::Sysctl { path: self.tree.path(setting), source })?;
         report.writes += 1;
         Ok(())
+    }
+}
+
+/// Where settings are read and written. A setting is a path below `/proc/sys`, like
+/// `net/ipv4/conf/cali12345/proxy_arp`.
+pub trait Tree: std::fmt::Debug + Send {
+    /// Returns the value as the kernel shows it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such setting, or it cannot be read.
+    fn read(&self, setting: &str) -> io::Result<String>;
+
+    /// Sets a value.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such setting, or the kernel refuses the value.
+    fn write(&mut self, setting: &str, value: &str) -> io::Result<()>;
+
+    /// Returns whether there is a directory of this name.
+    fn has(&self, directory: &str) -> bool;
+
+    /// Returns what a message is to call the setting.
+    fn path(&self, setting: &str) -> String {
+        format!("/proc/sys/{setting}")
+    }
+}
+
+/// Settings as files.
+#[derive(Debug)]
+pub struct Files {
+    root: PathBuf,
+}
+
+impl Files {
+    /// `root` is `/proc/sys` outside of tests.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+}
+
+impl Tree for Files {
+    fn read(&self, setting: &str) -> io::Result<String> {
+        fs::read_to_string(self.root.join(setting))
+    }
+
+    fn write(&mut self, setting: &str, value: &str) -> io::Result<()> {
+        write_once(&self.root.join(setting), value)
+    }
+
+    fn has(&self, directory: &str) -> bool {
+        self.root.join(directory).is_dir()
+    }
+
+    fn path(&self, setting: &str) -> String {
+        self.root.join(setting).display().to_string()
     }
 }
 

@@ -17,6 +17,7 @@ use program::{Member, SetKind, SetName};
 
 use super::restore::Restore;
 use super::wire::{self, Command, Creation, Encoder, Header};
+use crate::clock;
 use crate::netlink::{Channel, DumpEnd, NLM_F_CREATE, NLM_F_EXCL, Refusal};
 
 /// One change of the kernel's sets.
@@ -103,7 +104,7 @@ pub trait Transport: fmt::Debug + Send {
 
     /// The clock that time budgets are measured with.
     fn now(&self) -> Instant {
-        Instant::now()
+        clock::now()
     }
 }
 

@@ -15,9 +15,10 @@ use std::time::Instant;
 use model::Family;
 use program::{SetName, Table, TableChanges, TableId};
 
+use super::backend::{FamilyTools, TableTransport};
 use super::plan::Setup;
 use super::table::{Checks, TableDriver, label};
-use super::tools::TableTools;
+use crate::clock;
 use crate::driver::{Driver as _, Next};
 use crate::error::DriverError;
 use crate::options::{ChainInsertMode, Variant};
@@ -27,7 +28,7 @@ use crate::report::DriverReport;
 #[derive(Debug)]
 pub struct FamilyTables {
     family: Family,
-    tools: TableTools,
+    transport: Box<dyn TableTransport>,
     /// In the order of [`Table::ALL`].
     drivers: Vec<TableDriver>,
     missing_set: bool,
@@ -35,18 +36,12 @@ pub struct FamilyTables {
 
 impl FamilyTables {
     /// Allocates; touches nothing outside the process.
-    pub fn new(
-        family: Family,
-        tools: TableTools,
-        variant: Variant,
-        insert_mode: ChainInsertMode,
-        features: super::Features,
-        checks: Checks,
-    ) -> Self {
+    pub fn new(tools: FamilyTools, variant: Variant, insert_mode: ChainInsertMode, checks: Checks) -> Self {
+        let FamilyTools { family, features, transport } = tools;
         let driver = |table| {
             TableDriver::new(TableId { family, table }, Setup { table, variant, insert_mode, features }, checks)
         };
-        Self { family, tools, drivers: Table::ALL.into_iter().map(driver).collect(), missing_set: false }
+        Self { family, transport, drivers: Table::ALL.into_iter().map(driver).collect(), missing_set: false }
     }
 
     pub fn family(&self) -> Family {
@@ -78,7 +73,7 @@ impl FamilyTables {
 
     /// Finds out whether the restore program may be held open, and does so from then on.
     pub async fn try_to_hold_open(&mut self) {
-        self.tools.try_to_hold_open().await;
+        self.transport.try_to_hold_open().await;
     }
 
     /// Returns whether a table was refused because the kernel lacks a set that we believe is there.
@@ -120,7 +115,7 @@ impl FamilyTables {
 
     /// Brings all tables to what is wanted, as far as it is due.
     pub async fn run(&mut self) -> Vec<DriverReport> {
-        if let Some(features) = self.tools.changed_features().await {
+        if let Some(features) = self.transport.changed_features().await {
             self.drivers.iter_mut().for_each(|driver| driver.set_features(features));
         }
         let (late, early): (Vec<_>, Vec<_>) =
@@ -153,12 +148,12 @@ impl FamilyTables {
     }
 
     async fn run_one(&mut self, table: Table) -> Option<DriverReport> {
-        let Self { tools, drivers, missing_set, .. } = self;
+        let Self { transport, drivers, missing_set, .. } = self;
         let driver = drivers.iter_mut().find(|driver| driver.id().table == table)?;
         let mut errors = Vec::new();
-        while let Next::Do(request) = driver.next(Instant::now()) {
-            let response = tools.perform(&request).await;
-            if let Err(error) = driver.handle(response, Instant::now()) {
+        while let Next::Do(request) = driver.next(clock::now()) {
+            let response = transport.perform(&request).await;
+            if let Err(error) = driver.handle(response, clock::now()) {
                 *missing_set |= matches!(error, DriverError::SetMissing { .. });
                 errors.push(error.full_text());
             }

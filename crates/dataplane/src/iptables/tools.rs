@@ -10,12 +10,15 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use model::Family;
 use nix::sched::{CloneFlags, unshare};
 use program::Table;
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
+use super::backend::TableTransport;
 use super::features::Features;
 use super::table::{TableRequest, TableResponse};
 use super::variant::{self, Programs, legacy_tables};
@@ -41,6 +44,20 @@ pub struct TableTools {
     identity: Option<Identity>,
 }
 
+impl TableTransport for TableTools {
+    fn perform<'a>(&'a mut self, request: &'a TableRequest) -> BoxFuture<'a, TableResponse> {
+        self.answer(request).boxed()
+    }
+
+    fn changed_features(&mut self) -> BoxFuture<'_, Option<Features>> {
+        self.ask_if_replaced().boxed()
+    }
+
+    fn try_to_hold_open(&mut self) -> BoxFuture<'_, ()> {
+        self.test_holding().boxed()
+    }
+}
+
 #[derive(Debug)]
 enum Hold {
     /// A process for each transaction.
@@ -58,8 +75,7 @@ impl TableTools {
         Self { family, programs, restore_args, lock_probe, limit, hold: Hold::Off, identity }
     }
 
-    /// Returns what the programs can do if they have been replaced on disk since they were last asked.
-    pub async fn changed_features(&mut self) -> Option<Features> {
+    async fn ask_if_replaced(&mut self) -> Option<Features> {
         let identity = Identity::of(&self.programs.restore);
         if identity.is_none() || identity == self.identity {
             return None;
@@ -79,8 +95,7 @@ impl TableTools {
         }
     }
 
-    /// Finds out whether the restore program may be held open, and does so from then on.
-    pub async fn try_to_hold_open(&mut self) {
+    async fn test_holding(&mut self) {
         self.hold = match self_test(&self.programs, &self.restore_args).await {
             Ok(()) => Hold::Ready,
             Err(reason) => {
@@ -96,8 +111,7 @@ impl TableTools {
         !matches!(self.hold, Hold::Off)
     }
 
-    /// Performs one request.
-    pub async fn perform(&mut self, request: &TableRequest) -> TableResponse {
+    async fn answer(&mut self, request: &TableRequest) -> TableResponse {
         match request {
             TableRequest::Save { table, if_loaded: true } if !self.is_loaded(*table) => TableResponse::NotLoaded,
             TableRequest::Save { table, .. } => self.save(*table).await,

@@ -27,10 +27,10 @@ const IPV6_METRIC: u32 = 1024;
 
 /// Identity of a route in the main table of its family (host.md 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct RouteKey {
-    pub(super) destination: IpNet,
-    pub(super) tos: u8,
-    pub(super) metric: u32,
+pub struct RouteKey {
+    pub destination: IpNet,
+    pub tos: u8,
+    pub metric: u32,
 }
 
 impl RouteKey {
@@ -45,19 +45,19 @@ impl RouteKey {
 
 /// A route without its key, as far as it matters whether it is the wanted one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct KernelRoute {
+pub struct KernelRoute {
     /// Outgoing interface; 0 for routes that have none, or several.
-    pub(super) index: u32,
-    pub(super) protocol: u8,
-    pub(super) kind: u8,
-    pub(super) scope: u8,
+    pub index: u32,
+    pub protocol: u8,
+    pub kind: u8,
+    pub scope: u8,
     /// Has something that wanted routes never have: a gateway, a source, a limit.
-    pub(super) special: bool,
+    pub special: bool,
 }
 
 /// One change of the kernel's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RouteOp {
+pub enum RouteOp {
     /// Creates the route, or replaces what has its key.
     Replace(RouteKey, KernelRoute),
     /// Deletes the route of this key on this interface (0: on whichever).

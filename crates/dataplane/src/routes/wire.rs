@@ -1,6 +1,6 @@
 //! How route operations reach the kernel: rtnetlink messages, in batches (crates.md 5.3, N2, N8 to N11).
 //!
-//! The route driver decides, a [`Transport`] performs. [`Kernel`] is the real one.
+//! The route driver decides, a [`Transport`] performs. [`Netlink`] is the real one.
 
 use std::io;
 use std::net::IpAddr;
@@ -24,13 +24,13 @@ const BATCH: usize = 200;
 
 /// A reading of the main table of one family.
 #[derive(Debug, Default)]
-pub(super) struct Reading {
-    pub(super) routes: Vec<(RouteKey, KernelRoute)>,
-    pub(super) complete: bool,
+pub struct Reading {
+    pub routes: Vec<(RouteKey, KernelRoute)>,
+    pub complete: bool,
 }
 
 /// See the [module documentation](self). Error numbers are positive.
-pub(super) trait Transport: std::fmt::Debug + Send {
+pub trait Transport: std::fmt::Debug + Send {
     /// Returns the main table of one family.
     fn read(&mut self, family: Family) -> io::Result<Reading>;
 
@@ -46,13 +46,13 @@ pub(super) trait Transport: std::fmt::Debug + Send {
 
 /// The kernel, through one long-lived socket.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub struct Netlink {
     channel: Channel,
 }
 
-impl Kernel {
+impl Netlink {
     /// Allocates; the socket is opened by the first request. `timeout` limits the wait for each answer.
-    pub(super) fn new(timeout: Duration) -> Self {
+    pub fn new(timeout: Duration) -> Self {
         Self { channel: Channel::new(NETLINK_ROUTE, timeout, true) }
     }
 
@@ -80,7 +80,7 @@ impl Kernel {
     }
 }
 
-impl Transport for Kernel {
+impl Transport for Netlink {
     fn read(&mut self, family: Family) -> io::Result<Reading> {
         // Filters for kernels that check strictly; the others return everything (N8, N9).
         let mut request = RouteMessage::default();
