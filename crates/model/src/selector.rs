@@ -10,7 +10,6 @@ mod ast;
 mod eval;
 mod lexer;
 mod parser;
-mod restrict;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -18,7 +17,6 @@ use std::sync::OnceLock;
 
 use crate::names::SetId;
 pub use ast::{Join, Node, Reader, Test, Values};
-pub use restrict::{Restriction, Restrictions};
 
 /// A parsed selector. Equality is equality of canonical texts, which is that of trees.
 ///
@@ -86,11 +84,6 @@ impl Selector {
     /// Returns the canonical text with `prefix` before every label name (L-33).
     pub fn prefixed(&self, prefix: &str) -> String {
         self.tree.print(prefix)
-    }
-
-    /// Returns what every object that this selector matches must satisfy (L-40).
-    pub fn restrictions(&self) -> Restrictions {
-        restrict::restrictions(&self.tree)
     }
 
     /// Returns the selector of the text `!(self)`.

@@ -316,7 +316,9 @@ enum Open {
     Group { all: bool, end: usize, so_far: Option<Restrictions> },
 }
 
-/// As `model::selector::Selector::restrictions`, by number.
+/// Derives what a program restricts. Nothing follows from `!=`, `not in` and negated groups.
+///
+/// Law: every object that the selector matches satisfies all of it. The converse does not hold.
 fn restrictions(program: &[u8]) -> Restrictions {
     let one = |key: u32, restriction: Restriction| Some(BTreeMap::from([(key, restriction)]));
     let nothing_known = || Some(BTreeMap::new());
@@ -428,131 +430,4 @@ impl Restriction {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use model::selector::{self, Restriction as Named};
-    use proptest::prelude::*;
-    use proptest::sample::select;
-    use testkit::build;
-
-    use super::*;
-
-    fn any_selector() -> impl Strategy<Value = String> {
-        let leaf = select(vec![
-            "all()",
-            "global()",
-            "has(a)",
-            "has(b)",
-            "a == '1'",
-            "a != '1'",
-            "b == ''",
-            "b in {'1', '2'}",
-            "a in {}",
-            "a not in {'2', '3'}",
-            "b contains '1'",
-            "a starts with '1'",
-            "b ends with '2'",
-        ]);
-        leaf.prop_map(str::to_owned).prop_recursive(4, 24, 3, |inner| {
-            let operands = prop::collection::vec(inner.clone(), 2..4);
-            prop_oneof![
-                operands.clone().prop_map(|operands| format!("({})", operands.join(" && "))),
-                operands.prop_map(|operands| format!("({})", operands.join(" || "))),
-                inner.prop_map(|operand| format!("!({operand})")),
-            ]
-        })
-    }
-
-    /// Every way to give `a` and `b` a value or none.
-    fn worlds() -> Vec<BTreeMap<&'static str, &'static str>> {
-        let values = [None, Some(""), Some("1"), Some("2"), Some("12")];
-        let pair = |a: Option<&'static str>, b: Option<&'static str>| {
-            [("a", a), ("b", b)].into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
-        };
-        values.iter().flat_map(|a| values.iter().map(move |b| pair(*a, *b))).collect()
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
-        #[test]
-        fn a_program_says_what_its_selector_says(text in any_selector()) {
-            let selector = build::selector(&text);
-            let mut names = Names::default();
-            let mut program = Vec::new();
-            compile(&mut names, &selector, &mut program);
-            let keys = ["a", "b"].map(|key| names.acquire(key));
-
-            let mut answers = Vec::new();
-            for world in worlds() {
-                let labels: model::Labels = world.iter().map(|(key, value)| (*key, *value)).collect();
-                let set = names.acquire_labels(&labels);
-                let known: Vec<Label> = names.labels_of(set).collect();
-                let expected = selector.matches(&labels);
-                prop_assert_eq!(evaluate(&names, &program, &known, |_| false), Some(expected));
-                answers.push((known, expected));
-            }
-            // With a key unknown, whatever is said is true of all its values.
-            for (known, expected) in &answers {
-                for key in keys {
-                    let rest: Vec<Label> = known.iter().copied().filter(|label| label.key != key).collect();
-                    let told = evaluate(&names, &program, &rest, |unknown| unknown == key);
-                    prop_assert!(told.is_none_or(|told| told == *expected), "{text}: {told:?}");
-                }
-            }
-
-            // What it asks for is what the selector says that it asks for.
-            let named = match selector.restrictions() {
-                selector::Restrictions::MatchesNothing => None,
-                selector::Restrictions::Labels(restrictions) => Some(restrictions),
-            };
-            let expected = named.map(|restrictions| {
-                restrictions.into_iter().map(|(key, restriction)| {
-                    let key = names.find(&key).unwrap();
-                    let restriction = match restriction {
-                        Named::Absent => Restriction::Absent,
-                        Named::Present => Restriction::Present,
-                        Named::OneOf(values) => Restriction::OneOf(
-                            values.iter().map(|value| names.acquire_label(key, value)).collect(),
-                        ),
-                    };
-                    (key, restriction)
-                }).collect()
-            });
-            prop_assert_eq!(restrictions(&program), expected);
-        }
-
-        #[test]
-        fn a_program_gives_back_what_it_holds(text in any_selector()) {
-            let mut names = Names::default();
-            let mut program = Vec::new();
-            compile(&mut names, &build::selector(&text), &mut program);
-            release(&mut names, &program);
-            prop_assert!(names.is_empty());
-        }
-    }
-
-    #[test]
-    fn what_a_known_label_decides_needs_no_other() {
-        let mut names = Names::default();
-        let set = names.acquire_labels(&build::labels("a=1"));
-        let labels: Vec<Label> = names.labels_of(set).collect();
-        let cases = [
-            ("a == '1'", Some(true)),
-            ("a == '2'", Some(false)),
-            ("b == '2'", None),
-            ("!has(b)", None),
-            ("a == '1' || has(b)", Some(true)),
-            ("has(b) || a == '1'", Some(true)),
-            ("a == '2' && has(b)", Some(false)),
-            ("has(b) && a == '2'", Some(false)),
-            ("a == '1' && has(b)", None),
-            ("!(has(b) && a == '2')", Some(true)),
-        ];
-        for (text, expected) in cases {
-            let mut program = Vec::new();
-            compile(&mut names, &build::selector(text), &mut program);
-            assert_eq!(evaluate(&names, &program, &labels, |_| true), expected, "{text}");
-        }
-    }
-}
+mod tests;

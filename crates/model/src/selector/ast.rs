@@ -11,7 +11,7 @@
 //! Invariants: the text holds exactly one complete tree; every group has at least two operands; equal
 //! trees are equal texts, and equal texts print alike.
 
-/// A packed tree. Built by `parser`, read by `eval` and `restrict`.
+/// A packed tree. Built by `parser`, read by `eval` and, through [`Reader`], by the graph.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Tree(Box<str>);
 

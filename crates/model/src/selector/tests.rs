@@ -19,7 +19,6 @@ fn valid_selectors_have_the_canonical_text_the_id_and_the_matches_of_the_vectors
         for evaluation in case["evaluations"].as_array().unwrap() {
             let labels = labels(&evaluation["labels"]);
             assert_eq!(selector.matches(&labels), evaluation["match"].as_bool().unwrap(), "{case} {evaluation}");
-            assert_sound(&selector, &labels);
         }
     }
 }
@@ -111,7 +110,6 @@ fn deep_nesting_is_parsed_printed_evaluated_and_dropped_without_stack() {
         let selector = Selector::parse(&text).unwrap();
         let present: Labels = [("a", "")].into_iter().collect();
         assert!(selector.matches(&present) || open.starts_with('!'), "{open}");
-        assert_sound(&selector, &present);
         assert!(Selector::parse(&selector.canonical()).is_ok(), "{open}");
         assert!(selector.negated().and(&selector).canonical().len() > selector.canonical().len() * 2);
 
@@ -125,8 +123,8 @@ fn deep_nesting_is_parsed_printed_evaluated_and_dropped_without_stack() {
 fn a_hostile_text_costs_time_in_proportion_to_its_length() {
     let alternatives: Vec<String> = (0..50_000).map(|n| format!("a == '{n}'")).collect();
     let selector = Selector::parse(&alternatives.join(" || ")).unwrap();
-    let Restrictions::Labels(labels) = selector.restrictions() else { panic!("the selector can match") };
-    assert!(matches!(labels.get("a"), Some(Restriction::OneOf(values)) if values.len() == 50_000));
+    let label = |value: &str| -> Labels { [("a", value)].into_iter().collect() };
+    assert!(selector.matches(&label("49999")) && !selector.matches(&label("50000")));
     assert!(Selector::parse(&"(".repeat(1_000_000)).is_err());
     assert!(Selector::parse(&"!".repeat(1_000_001)).is_err());
 }
@@ -169,52 +167,6 @@ fn combining_trees_equals_parsing_the_combined_text() {
     }
 }
 
-#[test]
-fn restrictions_say_what_every_match_must_satisfy() {
-    type Labels<'a> = &'a [(&'a str, &'a str)];
-    // `None`: matches nothing. `+` present, `-` absent, else the values.
-    let cases: &[(&str, Option<Labels<'_>>)] = &[
-        ("all()", Some(&[])),
-        ("global()", Some(&[])),
-        ("!all()", None),
-        ("a == 'x'", Some(&[("a", "x")])),
-        ("a in {'y', 'x'}", Some(&[("a", "x,y")])),
-        ("a in {}", None),
-        ("a not in {}", Some(&[])),
-        ("a != 'x'", Some(&[])),
-        ("!a == 'x'", Some(&[])),
-        ("!a in {}", Some(&[])),
-        ("a contains 'x' && b starts with 'y' && c ends with 'z'", Some(&[("a", "+"), ("b", "+"), ("c", "+")])),
-        ("has(a) && !has(b)", Some(&[("a", "+"), ("b", "-")])),
-        ("!!has(a)", Some(&[("a", "+")])),
-        ("!(!has(a))", Some(&[])),
-        ("!(has(a) && has(b))", Some(&[])),
-        ("has(a) && a == 'x'", Some(&[("a", "x")])),
-        ("a in {'x', 'y'} && a in {'y', 'z'}", Some(&[("a", "y")])),
-        ("a == 'x' && a == 'y'", None),
-        ("a == 'x' && !has(a)", None),
-        ("a == 'x' || a == 'y'", Some(&[("a", "x,y")])),
-        ("a == 'x' || has(a)", Some(&[("a", "+")])),
-        ("a == 'x' || !has(a)", Some(&[])),
-        ("a == 'x' || has(b)", Some(&[])),
-        ("a == 'x' || a in {}", Some(&[("a", "x")])),
-        ("a in {} || a in {}", None),
-        ("(a == 'x' && has(b)) || (has(c) && a == 'y')", Some(&[("a", "x,y")])),
-        ("(a == 'x' || a == 'y') && (b == 'z' || has(c))", Some(&[("a", "x,y")])),
-        ("!(a == 'x') && has(b)", Some(&[("b", "+")])),
-    ];
-    for (text, wanted) in cases {
-        let found = match Selector::parse(text).unwrap().restrictions() {
-            Restrictions::MatchesNothing => None,
-            Restrictions::Labels(labels) => Some(
-                labels.iter().map(|(label, restriction)| (label.to_string(), brief(restriction))).collect::<Vec<_>>(),
-            ),
-        };
-        let wanted = wanted.map(|labels| labels.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect());
-        assert_eq!(found, wanted, "{text}");
-    }
-}
-
 proptest! {
     #[test]
     fn no_text_panics(text in "\\PC*") {
@@ -244,12 +196,6 @@ proptest! {
                 prop_assert_eq!(left == right, left.canonical() == right.canonical());
             }
         }
-    }
-
-    #[test]
-    fn a_match_satisfies_the_restrictions(text in any_selector(), values in prop::collection::vec(any_label(), 0..4)) {
-        let selector = Selector::parse(&text).unwrap();
-        assert_sound(&selector, &values.into_iter().collect());
     }
 
     #[test]
@@ -336,31 +282,6 @@ fn assert_round_trip(selector: &Selector) {
     // Only nested negation is not a fixed point (L-23).
     if !selector.canonical().contains("!!") {
         assert_eq!(again.canonical(), selector.canonical());
-    }
-}
-
-fn assert_sound(selector: &Selector, labels: &Labels) {
-    if !selector.matches(labels) {
-        return;
-    }
-    let Restrictions::Labels(restrictions) = selector.restrictions() else {
-        panic!("{selector} is said to match nothing but matches {labels:?}");
-    };
-    for (label, restriction) in restrictions {
-        let holds = match (&restriction, labels.get(&label)) {
-            (Restriction::Absent, value) => value.is_none(),
-            (Restriction::Present, value) => value.is_some(),
-            (Restriction::OneOf(values), value) => value.is_some_and(|value| values.contains(value)),
-        };
-        assert!(holds, "{selector} matches {labels:?} against {label} {restriction:?}");
-    }
-}
-
-fn brief(restriction: &Restriction) -> String {
-    match restriction {
-        Restriction::Absent => "-".to_owned(),
-        Restriction::Present => "+".to_owned(),
-        Restriction::OneOf(values) => values.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(","),
     }
 }
 
