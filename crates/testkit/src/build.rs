@@ -196,6 +196,11 @@ pub fn labels(text: &str) -> Labels {
 /// selects everything, has no rules, applies in both directions, and is in tier `default` without an
 /// order.
 pub fn policy(key: &str) -> PolicyBuilder {
+    policy_of(policy_key(key))
+}
+
+/// As [`policy`], for names that its text cannot say.
+pub fn policy_of(key: PolicyKey) -> PolicyBuilder {
     let selector = Arc::new(Selector::all());
     let value = Policy {
         tier: "default".into(),
@@ -211,7 +216,7 @@ pub fn policy(key: &str) -> PolicyBuilder {
         inbound: Vec::new(),
         outbound: Vec::new(),
     };
-    PolicyBuilder { key: policy_key(key), value }
+    PolicyBuilder { key, value }
 }
 
 /// Reads the text that `PolicyKey` prints.

@@ -15,11 +15,11 @@ use std::sync::Arc;
 pub use edits::one_rule_edit;
 use ipnet::IpNet;
 use model::{
-    Action, Labels, Name, NetworkSet, Policy, PolicyKey, PolicyKind, ProfileRules, Rule, Selector, Update,
-    WorkloadEndpoint, WorkloadEndpointKey,
+    Action, Labels, Name, NetworkSet, Policy, PolicyKey, PolicyKind, ProfileRules, Rule, Update, WorkloadEndpoint,
+    WorkloadEndpointKey,
 };
 
-use crate::build::rule_of;
+use crate::build::{self, rule_of};
 
 /// Name of the host that the graph runs for.
 pub const HOST: &str = "localhost";
@@ -171,12 +171,8 @@ pub fn snapshot(shape: Shape) -> impl Iterator<Item = Update> {
             labels: [(text("network-set-name"), text(&name))].into_iter().collect(),
             profiles: Vec::new(),
         };
-        let policy = policy(
-            "",
-            &format!("network-set-pol-{i}"),
-            "all()",
-            [allow_from(&format!("network-set-name == '{name}'"))],
-        );
+        let rule = allow_from(&format!("network-set-name == '{name}'"));
+        let policy = policy(global_policy(&format!("network-set-pol-{i}")), "all()", [rule], []);
         [Update::NetworkSet(text(&name), Some(Arc::new(set))), policy]
     });
     let local = (0..shape.local).map(local_endpoint);
@@ -207,7 +203,7 @@ fn snapshot_endpoint(host: &str, n: u32, s: u32, address: IpNet) -> Update {
 fn tag_policy(i: u32) -> Update {
     let marker = |i: u32| format!("has({})", MARKERS[i as usize % MARKERS.len()]);
     let rules = [0, 1, 2, 3, 4].map(|j| allow_from(&marker(i + j)));
-    policy("", &format!("tag-pol-{i}"), &marker(i), rules)
+    policy(global_policy(&format!("tag-pol-{i}")), &marker(i), rules, [])
 }
 
 /// Customers with a namespace, a policy and a pod each that see only themselves; every
@@ -236,16 +232,14 @@ pub fn isolated_customers(customers: u32) -> impl Iterator<Item = Update> {
 
 fn customer_policy(n: u32) -> Update {
     let own = format!("pcns.projectcalico.org/name == 'customer-{n}'");
-    let Update::Policy(key, Some(value)) =
-        policy(&format!("customer-{n}"), &format!("customer-{n}/isolation"), &own, [allow_from(&own)])
-    else {
-        return Update::Ready(None);
+    let key = PolicyKey {
+        kind: PolicyKind::NetworkPolicy,
+        namespace: text(&format!("customer-{n}")),
+        name: text(&format!("customer-{n}/isolation")),
     };
-    let to_own = crate::build::rule(&format!("allow to {own}"));
-    let dns = crate::build::rule("allow udp to-nets 10.96.0.10/32 to-ports 53");
-    let mut value = value.as_ref().clone();
-    value.outbound = vec![to_own, dns];
-    Update::Policy(key, Some(Arc::new(value)))
+    let to_own = build::rule(&format!("allow to {own}"));
+    let dns = build::rule("allow udp to-nets 10.96.0.10/32 to-ports 53");
+    policy(key, &own, [allow_from(&own)], [to_own, dns])
 }
 
 fn customer_pod(host: &str, n: u32, address: IpNet) -> Update {
@@ -317,29 +311,27 @@ fn namespace(profile: &str, labels: Labels) -> [Update; 2] {
     ]
 }
 
-fn policy(namespace: &str, name: &str, selector: &str, inbound: impl IntoIterator<Item = Rule>) -> Update {
-    let kind = if namespace.is_empty() { PolicyKind::GlobalNetworkPolicy } else { PolicyKind::NetworkPolicy };
-    let selector = Selector::parse(selector).expect("a selector");
-    let value = Policy {
-        tier: text("default"),
-        order: None,
-        original_selector: text(&selector.canonical()),
-        selector: Arc::new(selector),
-        ingress: true,
-        egress: true,
-        do_not_track: false,
-        pre_dnat: false,
-        apply_on_forward: false,
-        always_needed: false,
-        inbound: inbound.into_iter().collect(),
-        outbound: Vec::new(),
+fn global_policy(name: &str) -> PolicyKey {
+    PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: text(""), name: text(name) }
+}
+
+/// A policy as [`crate::build::policy`] starts it, from rules that are there already.
+fn policy(
+    key: PolicyKey,
+    selector: &str,
+    inbound: impl IntoIterator<Item = Rule>,
+    outbound: impl IntoIterator<Item = Rule>,
+) -> Update {
+    let with_rules = |value: &mut Policy| {
+        value.inbound = inbound.into_iter().collect();
+        value.outbound = outbound.into_iter().collect();
     };
-    Update::Policy(PolicyKey { kind, namespace: text(namespace), name: text(name) }, Some(Arc::new(value)))
+    build::policy_of(key).selector(selector).with(with_rules).build()
 }
 
 fn allow_from(selector: &str) -> Rule {
     let mut rule = rule_of(Action::Allow);
-    rule.source.selector = Some(Arc::new(Selector::parse(selector).expect("a selector")));
+    rule.source.selector = Some(build::selector(selector));
     rule
 }
 

@@ -8,9 +8,9 @@
 
 use std::sync::Arc;
 
-use model::{Labels, Policy, PolicyKey, PolicyKind, Selector, Update, WorkloadEndpoint, WorkloadEndpointKey};
+use model::{Labels, PolicyKey, Update, WorkloadEndpoint, WorkloadEndpointKey};
 
-use super::{HOST, endpoint, text};
+use super::{HOST, endpoint, global_policy, text};
 use crate::build;
 
 /// How many groups of endpoints there are.
@@ -61,7 +61,7 @@ impl Edits {
 pub fn policy_key(p: u32) -> PolicyKey {
     let (group, kind) = (p % GROUPS, if is_in_group(p) { "a" } else { "b" });
     let name = format!("group-{group}-{kind}-{p:06}");
-    PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: text(""), name: text(&name) }
+    global_policy(&name)
 }
 
 /// True for policies that are part of a policy group.
@@ -72,7 +72,6 @@ pub const fn is_in_group(p: u32) -> bool {
 fn policy(p: u32, version: u32) -> Update {
     let group = p % GROUPS;
     let own = if is_in_group(p) { String::new() } else { format!(" && !has(exempt-{p})") };
-    let selector = Selector::parse(&format!("has(group-{group}){own}")).expect("a selector");
     let port = 1 + version % 60_000;
     let rules = [
         "allow tcp from has(marker-0) to-ports 22".to_owned(),
@@ -81,21 +80,8 @@ fn policy(p: u32, version: u32) -> Update {
         "deny from-nets 192.0.2.0/24,2001:db8::/32".to_owned(),
         format!("allow from has(group-{group})"),
     ];
-    let value = Policy {
-        tier: text("default"),
-        order: None,
-        original_selector: text(&selector.canonical()),
-        selector: Arc::new(selector),
-        ingress: true,
-        egress: true,
-        do_not_track: false,
-        pre_dnat: false,
-        apply_on_forward: false,
-        always_needed: false,
-        inbound: rules.iter().map(|rule| build::rule(rule)).collect(),
-        outbound: vec![build::rule("allow")],
-    };
-    Update::Policy(policy_key(p), Some(Arc::new(value)))
+    let rules = rules.iter().map(|rule| build::rule(rule));
+    super::policy(policy_key(p), &format!("has(group-{group}){own}"), rules, [build::rule("allow")])
 }
 
 fn local_endpoint(e: u32, group: u32) -> Update {

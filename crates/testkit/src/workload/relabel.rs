@@ -5,7 +5,7 @@
 
 use model::Update;
 
-use super::{HOST, allow_from, endpoint, policy, snapshot_key, text};
+use super::{HOST, allow_from, endpoint, global_policy, policy, snapshot_key, text};
 
 /// Remote endpoints.
 pub const ENDPOINTS: u32 = 250_000;
@@ -15,8 +15,9 @@ pub const GROUPS: u32 = 10_000;
 
 /// Policies, the local endpoint, then the remote endpoints.
 pub fn all() -> impl Iterator<Item = Update> {
-    let policies =
-        (0..GROUPS).map(|i| policy("", &format!("group-pol-{i}"), "all()", [allow_from(&format!("has(group-{i})"))]));
+    let policies = (0..GROUPS).map(|i| {
+        policy(global_policy(&format!("group-pol-{i}")), "all()", [allow_from(&format!("has(group-{i})"))], [])
+    });
     let local = std::iter::once_with(|| labelled(HOST, 0, 0, 0));
     policies.chain(local).chain((0..ENDPOINTS).map(|n| remote(n, n % GROUPS, any_version(n))))
 }
