@@ -2,7 +2,7 @@
 
 use graph::RuleProgram;
 use model::{Action as Verdict, Family, IcmpMatch, Name, PolicyKey, PolicyKind, PortRange, Protocol, SetId};
-use program::{Action, Direction, Match, Table};
+use program::{Action, Direction, Match, Side, Table};
 
 use super::*;
 
@@ -162,6 +162,43 @@ fn many_excluded_ports_are_moved_out_of_the_main_rule() {
     assert!(matches!(exclusions[200].matches[..], [Match::Set { negated: false, with_port: true, .. }]));
     assert_eq!(many[202].matches.len(), 2, "{:?}", many[202]);
     assert_eq!(many.len(), 204);
+}
+
+/// 10.4: ports and nets of both sides make four blocks, each of which uses the bit of the one before.
+#[test]
+#[allow(clippy::wildcard_enum_match_arm, reason = "anything else does not belong in such a rule")]
+fn a_rule_with_four_blocks_matches_what_passes_all_of_them_and_nothing_else() {
+    let mut rule = RuleProgram { protocol: named("tcp"), ..bare(Verdict::Allow) };
+    for half in [&mut rule.source, &mut rule.destination] {
+        half.ports = (1..=20).map(PortRange::single).collect();
+        half.nets = ["10.0.0.0/8", "192.0.2.0/24"].map(|net| net.parse().unwrap()).to_vec();
+    }
+    let rules = render(&rule, Family::V4).0;
+    for packet in 0..16_u32 {
+        // What of the packet fits: source ports, destination ports, source nets, destination nets.
+        let fits = |bit: u32, side: Side| packet >> (bit + u32::from(side == Side::Destination)) & 1 == 1;
+        let mut mark = u32::MAX;
+        let mut is_matched = false;
+        for rule in &rules {
+            let all = rule.matches.iter().all(|wanted| match wanted {
+                Match::Ports { side, negated: false, .. } => fits(0, *side),
+                Match::Net { side, negated: false, .. } => fits(2, *side),
+                Match::MarkClear(mask) => mark & mask == 0,
+                Match::MarkIs { value, mask } => mark & mask == *value,
+                Match::Protocol { negated: false, .. } => true,
+                other => panic!("{other:?} in {rules:#?}"),
+            });
+            match rule.action.as_ref().filter(|_| all) {
+                Some(Action::SetMaskedMark { value, mask }) => mark = mark & !mask | value,
+                Some(Action::ClearMark(bits)) => mark &= !bits,
+                Some(Action::SetMark(bits)) if *bits == Options::default().marks.accept => is_matched = true,
+                Some(Action::SetMark(bits)) => mark |= bits,
+                Some(Action::Return) | None => (),
+                other => panic!("{other:?} in {rules:#?}"),
+            }
+        }
+        assert_eq!(is_matched, packet == 15, "{packet:04b} in {rules:#?}");
+    }
 }
 
 /// 10.3: `n` for a port and `n-m` for a range, pieces by ` | `.
