@@ -243,6 +243,21 @@ impl ActivePolicies {
         self.listed.len() - self.free.len()
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 6] {
+        let [keys, numbers] = self.keys.sizes();
+        let grouped = |selector| self.by_selector.items(selector).count();
+        [
+            keys,
+            numbers,
+            ("stored policies", self.stored.iter().filter(|(_, stored)| stored.is_some()).count()),
+            ("policies by selector", (0..1_000).map(grouped).sum()),
+            ("classes of policies", self.classes.iter().map(|(_, count)| *count as usize).sum()),
+            ("active policies", self.listed.iter().flatten().count()),
+        ]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.active() == 0
     }

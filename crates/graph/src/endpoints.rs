@@ -92,6 +92,19 @@ impl Endpoints {
         news
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 6] {
+        [
+            ("endpoints", self.endpoints.len()),
+            ("endpoints by class", (0..1_000).map(|class| self.by_class.lefts(&class).count()).sum()),
+            ("claims", self.told.keys().map(|interface| self.claims.lefts(interface.as_ref() as &str).count()).sum()),
+            ("told endpoints", self.told.len()),
+            ("dirty interfaces", self.dirty.len()),
+            ("dirty classes of endpoints", self.dirty_classes.len()),
+        ]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         let Self { endpoints, claims, by_class, told, dirty, dirty_classes } = self;
         endpoints.is_empty()

@@ -132,6 +132,17 @@ impl Gather {
     }
 
     /// True if the consumer knows of nothing and there is nothing to tell it.
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("links", self.link_states.len()),
+            ("created sets", self.created.len()),
+            ("removed sets", self.removed.len()),
+            ("sets with changes", self.members.len()),
+        ]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         let Self { seq: _, links, link_states, policies, profiles, created, removed, members } = self;
         links.is_empty()

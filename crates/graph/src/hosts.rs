@@ -112,6 +112,18 @@ impl Hosts {
         self.endpoints.values().map(|endpoint| &endpoint.value)
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 5] {
+        [
+            ("host endpoints", self.endpoints.len()),
+            ("host endpoints by class", (0..1_000).map(|class| self.by_class.lefts(&class).count()).sum()),
+            ("told host endpoints", self.told.len()),
+            ("dirty host endpoints", self.dirty.len()),
+            ("dirty classes of host endpoints", self.dirty_classes.len()),
+        ]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         let Self { host: _, endpoints, by_class, told, dirty, dirty_classes } = self;
         endpoints.is_empty() && by_class.is_empty() && told.is_empty() && dirty.is_empty() && dirty_classes.is_empty()

@@ -493,6 +493,18 @@ impl Classes {
         self.by_parts.len()
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 4] {
+        let all = |column: &Column<IdSet, 64>| column.iter().map(|(_, set)| self.sets.len(*set)).sum();
+        [
+            ("classes by own labels", all(&self.by_own)),
+            ("classes by profile list", all(&self.by_list)),
+            ("holders of labels", all(&self.holders) + all(&self.by_key) + all(&self.listing)),
+            ("inherited keys", self.inherited.iter().map(|(_, count)| *count as usize).sum()),
+        ]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.by_parts.is_empty()
     }

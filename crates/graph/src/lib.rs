@@ -25,6 +25,8 @@ pub mod batch;
 pub mod stats;
 
 mod active;
+#[cfg(test)]
+mod churn;
 mod endpoints;
 mod gather;
 mod hosts;

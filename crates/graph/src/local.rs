@@ -53,6 +53,12 @@ impl LocalEndpoints {
         self.values.values()
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 1] {
+        [("local", self.values.len())]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.values.is_empty()
     }

@@ -207,6 +207,23 @@ impl Names {
         words(self.profile_lists.get(list))
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 8] {
+        let uses = |strings: &Strings| (0..1_000).map(|id| strings.uses(id) as usize).sum();
+        let Self { names, labels, keys: _, label_sets, profile_lists, scratch: _ } = self;
+        [
+            ("names", names.len()),
+            ("uses of names", uses(names)),
+            ("labels", labels.len()),
+            ("uses of labels", uses(labels)),
+            ("label sets", label_sets.len()),
+            ("uses of label sets", uses(label_sets)),
+            ("profile lists", profile_lists.len()),
+            ("uses of profile lists", uses(profile_lists)),
+        ]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         let Self { names, labels, keys: _, label_sets, profile_lists, scratch: _ } = self;
         names.is_empty() && labels.is_empty() && label_sets.is_empty() && profile_lists.is_empty()

@@ -131,6 +131,13 @@ impl Order {
         program.collect()
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 3] {
+        let members = self.members.values().map(std::collections::BTreeSet::len).sum();
+        [("tiers", self.tiers.len()), ("tiers with policies", self.members.len()), ("policies in tiers", members)]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.tiers.is_empty() && self.members.is_empty()
     }

@@ -112,6 +112,13 @@ impl PolicyKeys {
         Some(bytes.get(*handle))
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 2] {
+        let numbered = self.handles.iter().filter(|handle| **handle != VACANT).count();
+        [("keys of policies", self.by_key.len()), ("numbers of policies", numbered)]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.by_key.is_empty()
     }

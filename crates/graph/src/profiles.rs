@@ -115,6 +115,12 @@ impl ActiveProfiles {
         self.listed.len()
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 2] {
+        [("stored profiles", self.stored.len()), ("listed profiles", self.listed.len())]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.stored.is_empty() && self.listed.is_empty()
     }

@@ -272,6 +272,12 @@ impl Records {
         &mut self.bytes
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 2] {
+        [("selectors of policies", self.selectors.len()), ("records", self.bytes.len())]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.selectors.is_empty() && self.bytes.is_empty()
     }

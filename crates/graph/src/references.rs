@@ -176,6 +176,17 @@ impl References {
         self.sets.len()
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("needed sets", self.sets.len()),
+            ("policies with sets", self.of_policies.len()),
+            ("profiles with sets", self.of_profiles.len()),
+            ("lists of sets", self.lists.len()),
+        ]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.sets.is_empty() && self.of_policies.is_empty() && self.of_profiles.is_empty() && self.lists.is_empty()
     }

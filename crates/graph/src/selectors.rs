@@ -449,6 +449,32 @@ impl Selectors {
         }
     }
 
+    /// How much each container holds.
+    #[cfg(test)]
+    #[allow(clippy::disallowed_methods, reason = "a sum has no order")]
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 11] {
+        let uses = |strings: &Strings| (0..1_000).map(|id| strings.uses(id) as usize).sum();
+        let Self { classes, lists, programs, filed, by_term, everywhere, sets, scratch: _, stats: _ } = self;
+        let [own, of_lists, holders, inherited] = classes.sizes();
+        let filed: Vec<&Filed> = filed.iter().map(|(_, filed)| filed).collect();
+        // Where a selector is filed depends on what there was when it came.
+        let terms: usize = filed.iter().map(|filed| filed.terms().len()).sum();
+        let found: usize = by_term.values().map(|selectors| sets.len(*selectors)).sum();
+        [
+            own,
+            of_lists,
+            holders,
+            inherited,
+            ("classes", classes.len()),
+            ("lists of selectors", lists.len()),
+            ("uses of lists of selectors", uses(lists)),
+            ("programs", programs.len()),
+            ("uses of programs", uses(programs)),
+            ("selectors filed everywhere", sets.len(*everywhere)),
+            ("selectors not filed where they are found", terms.abs_diff(found)),
+        ]
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         let Self { classes, lists, programs, filed: _, by_term, everywhere, sets: _, scratch: _, stats: _ } = self;
         classes.is_empty() && lists.is_empty() && programs.is_empty() && by_term.is_empty() && everywhere.is_empty()
