@@ -16,14 +16,21 @@ HISTORIES ?= 1000000
 VERDICTS ?= 300000
 # How many random worlds `make worlds` goes through, for each variant of iptables.
 WORLDS ?= 5000
+# How often `make kills` kills an agent, for each variant of iptables, and the seed of the moments.
+KILLS ?= 200
+SEED ?= 1
+# How many seconds `make clobber` lets somebody write back old tables, for each variant.
+CLOBBER ?= 600
 
-.PHONY: help demo test worlds bench histories mutants setup lint clean
+.PHONY: help demo test worlds kills clobber bench histories mutants setup lint clean
 
 help:
 	@echo 'make demo    build, and show the agent enforcing security groups on real packets (root)'
 	@echo "             options: make demo DEMO='--variant legacy|nft --family 4|6'"
 	@echo 'make test    build, and run all tests (root; FELIX_TESTS=pure make test runs those that need no root)'
 	@echo 'make worlds  send packets through many more random worlds than the tests do (WORLDS=n) (root)'
+	@echo 'make kills   kill an agent 200 times under load (KILLS=n SEED=n), as the tests do 20 times (root)'
+	@echo 'make clobber let somebody write back old tables for ten minutes (CLOBBER=seconds), as the tests do for 15 s (root)'
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
 	@echo "             parts: make bench BENCH='--only label-index'; BENCH=--help lists them"
 	@echo 'make histories  hold graph, program and policy against many more random histories (HISTORIES=n VERDICTS=n) than make test'
@@ -45,6 +52,14 @@ test: setup
 
 worlds: setup
 	FELIX_WORLDS=$(WORLDS) $(CARGO) test --package felix-tests --test worlds -- --nocapture
+
+kills: setup
+	$(CARGO) build --package agent --bins
+	FELIX_KILLS=$(KILLS) FELIX_SEED=$(SEED) $(CARGO) test --package felix-tests --test kill -- --nocapture
+
+clobber: setup
+	$(CARGO) build --package agent --bins
+	FELIX_CLOBBER=$(CLOBBER) $(CARGO) test --package felix-tests --test locks -- --nocapture writes_back
 
 bench: setup
 	$(CARGO) build --release --package agent --package felix-benches --bins

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
@@ -98,6 +98,10 @@ pub struct Start<'a> {
     pub variant: Variant,
     /// What it finds in front of its search path, if anything.
     pub path_prefix: Option<&'a Path>,
+    /// Further variables of its environment, by their whole names.
+    pub settings: &'a [(&'a str, &'a str)],
+    /// Lines of shell that run before it, where it will run: the agent sees the mounts that they make, nobody else.
+    pub before: &'a str,
 }
 
 /// A running agent; it is killed when this is dropped.
@@ -120,8 +124,13 @@ impl Agent {
         let configuration = directory.path().join("felix.cfg");
         std::fs::write(&configuration, "[global]\n")?;
         let output = File::create(&log)?;
-        let mut command = start.netns.command(binary()?.to_str().context("the path of the binary")?);
-        command.arg("--config-file").arg(&configuration);
+        let binary = binary()?;
+        let mut command = start.netns.command("sh");
+        command
+            .args(["-ec", &format!("{}\nexec \"$0\" \"$@\"", start.before)])
+            .arg(binary)
+            .arg("--config-file")
+            .arg(&configuration);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FELIX_")) {
             command.env_remove(name);
         }
@@ -131,6 +140,7 @@ impl Agent {
             .env("FELIX_IPTABLESBACKEND", start.variant.word())
             .env("FELIX_LOGSEVERITYSCREEN", "info")
             .env("FELIX_LOGFILEPATH", "none");
+        command.envs(start.settings.iter().copied());
         if let Some(prefix) = start.path_prefix {
             let rest = std::env::var_os("PATH").unwrap_or_default();
             let path = std::iter::once(prefix.to_path_buf()).chain(std::env::split_paths(&rest));
@@ -156,6 +166,41 @@ impl Agent {
     /// If the kernel does not say.
     pub fn is_running(&mut self) -> Result<bool> {
         self.process.is_running()
+    }
+
+    /// Returns the process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Kills the agent, wherever it is, and nothing that it has started; returns what it has logged.
+    ///
+    /// # Errors
+    ///
+    /// If it had ended before.
+    pub fn kill(mut self) -> Result<String> {
+        let log = self.log()?;
+        ensure!(self.is_running()?, "the agent has ended by itself:\n{log}");
+        drop(self.process);
+        Ok(log)
+    }
+
+    /// Waits for a line that contains `text` and returns it.
+    ///
+    /// # Errors
+    ///
+    /// If there is none within `limit`.
+    pub fn await_line(&self, text: &str, limit: Duration) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let log = self.log()?;
+            if let Some(line) = log.lines().find(|line| line.contains(text)) {
+                return Ok(line.to_owned());
+            }
+            ensure!(Instant::now() < deadline, "no line {text:?} within {limit:?}:\n{log}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Stops the agent the way a service manager does and returns what it has logged.

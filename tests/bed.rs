@@ -24,6 +24,7 @@ use testkit::netns::Netns;
 
 use crate::agent::{Agent, Start, Variant};
 use crate::data::{self, Content, Machine, gateway};
+use crate::proxy::Proxy;
 use crate::services::{Services, Sockets};
 use crate::store::Store;
 
@@ -187,6 +188,16 @@ impl Fabric {
         &self.store
     }
 
+    /// Starts a proxy in front of etcd, on a port of its own.
+    ///
+    /// # Errors
+    ///
+    /// If there is one already.
+    pub fn proxy(&self) -> Result<Proxy> {
+        let (from, to) = (Ipv4Addr::new(192, 168, 0, 10), Ipv4Addr::LOCALHOST);
+        Proxy::start(&self.netns, SocketAddr::from((from, 12379)), SocketAddr::from((to, 2379)))
+    }
+
     /// Makes a host with an address on the management network that forwards, as calico-compute sets it up.
     ///
     /// # Errors
@@ -270,6 +281,12 @@ impl Bed {
         self.fabric.store()
     }
 
+    /// Returns the network that etcd is on.
+    #[must_use]
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
+    }
+
     /// Returns the namespace of a host.
     #[must_use]
     pub fn host(&self, host: Host) -> &Netns {
@@ -333,7 +350,15 @@ impl Bed {
     #[must_use]
     pub fn agent(&self, host: Host, variant: Variant) -> Start<'_> {
         let netns = self.host(host);
-        Start { netns, host: host.name(), etcd: self.store().endpoint(), variant, path_prefix: None }
+        Start {
+            netns,
+            host: host.name(),
+            etcd: self.store().endpoint(),
+            variant,
+            path_prefix: None,
+            settings: &[],
+            before: "",
+        }
     }
 
     /// Lets the other host and the border know where a machine is, as BIRD does.

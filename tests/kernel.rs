@@ -112,6 +112,14 @@ impl Kernel {
         self.lines.iter().map(String::as_str).filter(|line| line.contains(text)).collect()
     }
 
+    /// Returns how many chains of an agent there are, and how many rules in all.
+    #[must_use]
+    pub fn sizes(&self) -> (usize, usize) {
+        let tables = self.lines.iter().filter(|line| line.starts_with("iptables ") || line.starts_with("ip6tables "));
+        let (chains, rules): (Vec<_>, Vec<_>) = tables.partition(|line| line.contains(" chain "));
+        (chains.iter().filter(|line| line.contains(" chain cali")).count(), rules.len())
+    }
+
     /// Returns the random seed of each set, which changes when a set is made anew, even under the same name.
     #[must_use]
     pub fn seeds(&self) -> &BTreeMap<String, String> {

@@ -12,11 +12,16 @@ pub mod data;
 pub mod ground;
 pub mod in_process;
 pub mod kernel;
+pub mod knobs;
+pub mod locks;
+pub mod proxy;
 #[allow(clippy::unwrap_used, reason = "a test helper that meets something unexpected fails its test")]
 pub mod rule_text;
 pub mod services;
+pub mod solo;
 pub mod store;
 pub mod stream;
 pub mod table;
+pub mod traffic;
 pub mod watch;
 pub mod worlds;

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use etcd_client::{Client, DeleteOptions, GetOptions};
+use etcd_client::{Client, DeleteOptions, GetOptions, Txn, TxnOp};
 use tempfile::TempDir;
 use testkit::netns::{Netns, Process, scratch};
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +16,9 @@ use crate::data::{Content, Event};
 
 /// How long etcd may take to start.
 const START: Duration = Duration::from_secs(20);
+
+/// The most changes that etcd takes in one transaction by default (`--max-txn-ops`) are 128.
+pub const AT_ONCE: usize = 100;
 
 /// See the [module documentation](self).
 #[derive(Debug)]
@@ -36,6 +39,7 @@ struct Call {
 #[derive(Debug)]
 enum Request {
     Put(String, String),
+    PutAll(Vec<(String, String)>),
     Delete(String),
     List(String),
     Clear,
@@ -110,6 +114,15 @@ impl Store {
         self.call(Request::Put(key.to_owned(), value.to_owned())).map(drop)
     }
 
+    /// Writes many values, [`AT_ONCE`] in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// The client's.
+    pub fn put_all(&self, pairs: impl IntoIterator<Item = (String, String)>) -> Result<()> {
+        self.call(Request::PutAll(pairs.into_iter().collect())).map(drop)
+    }
+
     /// Deletes a key.
     ///
     /// # Errors
@@ -134,9 +147,10 @@ impl Store {
     ///
     /// The client's.
     pub fn load(&self, content: &Content) -> Result<()> {
-        let (ready, rest): (Vec<_>, Vec<_>) =
-            content.iter().partition(|(key, _)| key.contains("/clusterinformations/"));
-        rest.into_iter().chain(ready).try_for_each(|(key, value)| self.put(key, value))
+        let all = content.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let (ready, rest): (Vec<_>, Vec<_>) = all.partition(|(key, _)| key.contains("/clusterinformations/"));
+        self.put_all(rest)?;
+        self.put_all(ready)
     }
 
     /// Deletes everything.
@@ -188,6 +202,12 @@ async fn perform(client: &mut Client, request: Request) -> Result<Content> {
     match request {
         Request::Put(key, value) => {
             client.put(key, value, None).await?;
+        }
+        Request::PutAll(pairs) => {
+            for pairs in pairs.chunks(AT_ONCE) {
+                let puts = pairs.iter().map(|(key, value)| TxnOp::put(key.as_str(), value.as_str(), None));
+                client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await?;
+            }
         }
         Request::Delete(key) => {
             client.delete(key, None).await?;

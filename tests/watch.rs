@@ -5,6 +5,7 @@
 //! which show a write by whatever means. What leaves no such trace (sets over netlink) is witnessed by the sets' random
 //! seeds in [`Kernel::seeds`](crate::kernel::Kernel::seeds).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,31 @@ impl Wrappers {
         Ok(calls.iter().filter_map(|call| call.strip_prefix(&inode)).map(str::to_owned).collect())
     }
 
+    /// Returns how many transactions that change something each restore program was given in `netns`, by program and
+    /// table, for example `ip6tables-nft-restore filter`.
+    ///
+    /// # Errors
+    ///
+    /// If a log cannot be read.
+    pub fn transactions(&self, netns: &Netns) -> Result<BTreeMap<String, usize>> {
+        let mut transactions = BTreeMap::new();
+        for (tool, input) in self.inputs(netns)? {
+            let (mut table, mut changes) = ("", 0);
+            for line in input.iter().map(|line| line.trim()) {
+                if let Some(name) = line.strip_prefix('*') {
+                    (table, changes) = (name, 0);
+                } else if line == "COMMIT" {
+                    if changes > 0 {
+                        *transactions.entry(format!("{tool} {table}")).or_default() += 1;
+                    }
+                } else if !line.is_empty() && !line.starts_with('#') {
+                    changes += 1;
+                }
+            }
+        }
+        Ok(transactions)
+    }
+
     /// Returns what would change the kernel of `netns`: calls that do not only read, and committed lines of restores.
     ///
     /// An agent that tries its tools in a namespace of its own making changes nothing here.
@@ -85,18 +111,26 @@ impl Wrappers {
     /// If a log cannot be read.
     pub fn writes(&self, netns: &Netns) -> Result<Vec<String>> {
         let mut writes: Vec<String> = self.calls(netns)?.into_iter().filter(|call| !only_reads(call)).collect();
-        let prefix = format!("input.{}.", inode(netns)?);
-        let mut inputs = Vec::new();
-        for entry in std::fs::read_dir(self.directory.path())? {
-            inputs.push(entry?.file_name().to_string_lossy().into_owned());
-        }
-        inputs.sort();
-        for name in inputs {
-            let Some(tool) = name.strip_prefix(&prefix).and_then(|rest| rest.split('.').next()) else { continue };
-            let input = lines(&self.directory.path().join(&name))?;
-            writes.extend(written(tool, &input).into_iter().map(|line| format!("{tool}: {line}")));
+        for (tool, input) in self.inputs(netns)? {
+            writes.extend(written(&tool, &input).into_iter().map(|line| format!("{tool}: {line}")));
         }
         Ok(writes)
+    }
+
+    /// Returns what the tools were given on their standard input in `netns`, in order of the tools' names.
+    fn inputs(&self, netns: &Netns) -> Result<Vec<(String, Vec<String>)>> {
+        let prefix = format!("input.{}.", inode(netns)?);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.directory.path())? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        let mut inputs = Vec::new();
+        for name in names {
+            let Some(tool) = name.strip_prefix(&prefix).and_then(|rest| rest.split('.').next()) else { continue };
+            inputs.push((tool.to_owned(), lines(&self.directory.path().join(&name))?));
+        }
+        Ok(inputs)
     }
 }
 
@@ -307,6 +341,8 @@ mod tests {
                 "iptables-nft-restore: :cali-x - [0:0]"
             ]
         );
+        let transactions = wrappers.transactions(&netns).unwrap();
+        assert_eq!(transactions.into_iter().collect::<Vec<_>>(), [("iptables-nft-restore filter".to_owned(), 1)]);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         for (monitor, text) in [("tables", "-j DROP"), ("routes", "198.51.100.7")] {
             while !notifications.read(monitor).unwrap().iter().any(|line| line.contains(text)) {

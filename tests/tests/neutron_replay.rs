@@ -82,7 +82,8 @@ fn replay(variant: Variant) {
 
 fn start(fabric: &Fabric, netns: &Netns, host: Host, variant: Variant) -> Agent {
     let etcd = fabric.store().endpoint();
-    Agent::start(&Start { netns, host: host.name(), etcd, variant, path_prefix: None }).unwrap()
+    Agent::start(&Start { netns, host: host.name(), etcd, variant, path_prefix: None, settings: &[], before: "" })
+        .unwrap()
 }
 
 fn apply(content: &mut Content, event: &Event) {

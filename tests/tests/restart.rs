@@ -1,40 +1,77 @@
 //! A restart with nothing changed: writes nothing, loses no packet of a 1 ms stream and lets no forbidden one through
-//! (I5).
+//! (I5, bars U1.b and U20.a), also if etcd is slow or the first list is cut half-way, twice. Until the list is complete
+//! nothing is deleted, because nothing is written (U20.c).
 #![allow(clippy::unwrap_used, reason = "a test that meets something unexpected fails")]
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use felix_tests::agent::{Agent, Start, Variant, end_to_end};
-use felix_tests::bed::{Bed, Host, Place, Vm};
+use felix_tests::bed::{Bed, Host, Place};
 use felix_tests::data::{PORTS_UP, content, dual_stack};
 use felix_tests::kernel::Kernel;
-use felix_tests::stream::{Stream, lost};
+use felix_tests::proxy::Proxy;
+use felix_tests::solo::ghosts;
 use felix_tests::table::{become_as_expected, table};
+use felix_tests::traffic::{ALLOWED, FORBIDDEN, Outcome, Traffic};
 use felix_tests::watch::{Notifications, Wrappers};
 use model::Family;
-use testkit::packets::Sniffer;
 
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a start may take, with everything else that runs beside the test.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Machines of another host.
+const OTHERS: usize = 3000;
+
+/// What is between the agent and etcd while it starts again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// Every answer takes half a second.
+    Slow,
+    /// The connection ends in the middle of the first list, twice.
+    Cut,
+}
 
 #[test]
 fn a_restart_writes_nothing_loses_nothing_and_leaks_nothing_legacy() {
-    restart(Variant::Legacy);
+    restart(Variant::Legacy, Trouble::None);
 }
 
 #[test]
 fn a_restart_writes_nothing_loses_nothing_and_leaks_nothing_nft() {
-    restart(Variant::Nft);
+    restart(Variant::Nft, Trouble::None);
 }
 
-fn restart(variant: Variant) {
+#[test]
+fn a_restart_with_a_slow_etcd_writes_nothing_loses_nothing_and_leaks_nothing_legacy() {
+    restart(Variant::Legacy, Trouble::Slow);
+}
+
+#[test]
+fn a_restart_with_a_slow_etcd_writes_nothing_loses_nothing_and_leaks_nothing_nft() {
+    restart(Variant::Nft, Trouble::Slow);
+}
+
+#[test]
+fn a_restart_with_the_first_list_cut_twice_writes_nothing_loses_nothing_and_leaks_nothing_legacy() {
+    restart(Variant::Legacy, Trouble::Cut);
+}
+
+#[test]
+fn a_restart_with_the_first_list_cut_twice_writes_nothing_loses_nothing_and_leaks_nothing_nft() {
+    restart(Variant::Nft, Trouble::Cut);
+}
+
+fn restart(variant: Variant, trouble: Trouble) {
     if !end_to_end() {
         return;
     }
     let content = dual_stack(&content(PORTS_UP).unwrap()).unwrap();
     let bed = Bed::new(&content).unwrap();
     bed.store().load(&content).unwrap();
+    // So that a list takes a while: several pages, and sets of thousands of members.
+    let others = ghosts(&content, "compute-9", OTHERS).unwrap();
+    bed.store().put_all(others).unwrap();
     let [first, _second] = Host::BOTH.map(|host| bed.start_agent(host, variant).unwrap());
     for family in Family::BOTH {
         become_as_expected(&bed, family, &table(), PATIENCE).unwrap();
@@ -44,16 +81,24 @@ fn restart(variant: Variant) {
     let before = Kernel::read(host, variant).unwrap();
     let wrappers = Wrappers::new().unwrap();
     let notifications = Notifications::start(host).unwrap();
-    let traffic = Traffic::start(&bed);
+    let traffic = Traffic::start(&bed, ALLOWED, FORBIDDEN).unwrap();
 
+    let proxy = bed.fabric().proxy().unwrap();
+    match trouble {
+        Trouble::None => {}
+        Trouble::Slow => proxy.delay(Duration::from_millis(500)),
+        Trouble::Cut => proxy.cut_after(half_of_a_start(&bed, variant, &proxy), 2),
+    }
     first.stop().unwrap();
     let path = wrappers.path();
-    let again = Agent::start(&Start { path_prefix: Some(&path), ..bed.agent(Host::Compute1, variant) }).unwrap();
-    let line = wait_for_batch(&again);
+    let start = Start { path_prefix: Some(&path), etcd: proxy.endpoint(), ..bed.agent(Host::Compute1, variant) };
+    let again = Agent::start(&start).unwrap();
+    let line = again.await_line("batch applied", PATIENCE).unwrap();
+    assert_eq!(proxy.cuts(), if trouble == Trouble::Cut { 2 } else { 0 }, "{}", again.log().unwrap());
     // What it does of its own accord after the first batch belongs to the restart.
-    traffic.run_for(Duration::from_secs(2));
+    traffic.run_for(Duration::from_secs(2)).unwrap();
 
-    let (losses, leaks) = traffic.finish();
+    let Outcome { losses, leaks, .. } = traffic.finish().unwrap();
     let notifications = notifications.finish().unwrap();
     let after = Kernel::read(host, variant).unwrap();
     let log = again.stop().unwrap();
@@ -69,92 +114,13 @@ fn restart(variant: Variant) {
     assert!(!wrappers.calls(host).unwrap().is_empty(), "no call of a tool, not even {saves}:\n{log}");
 }
 
-/// Waits for the agent's first batch and returns its log line.
-fn wait_for_batch(agent: &Agent) -> String {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let log = agent.log().unwrap();
-        if let Some(line) = log.lines().find(|line| line.contains("batch applied")) {
-            return line.to_owned();
-        }
-        assert!(Instant::now() < deadline, "no batch applied:\n{log}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Streams that must pass, streams that must not, and a session.
-struct Traffic {
-    allowed: Vec<(String, Stream)>,
-    forbidden: Vec<(String, Stream, Sniffer)>,
-    session: TcpStream,
-}
-
-impl Traffic {
-    fn start(bed: &Bed) -> Self {
-        let mut traffic = Self { allowed: Vec::new(), forbidden: Vec::new(), session: session(bed) };
-        for family in Family::BOTH {
-            // Rows 1 to 4 pass compute-1; rows 5 and 8 are to be dropped by it.
-            for (from, to) in [(Vm::A1, Vm::A2), (Vm::A2, Vm::A1), (Vm::B1, Vm::B2), (Vm::B2, Vm::B1)] {
-                let address = bed.address(Place::Vm(to), family).unwrap();
-                let stream = Stream::start(bed.machine(from).1, address).unwrap();
-                traffic.allowed.push((format!("{} -> {} {family}", from.name(), to.name()), stream));
-            }
-            for (from, to) in [(Vm::A1, Vm::B1), (Vm::B2, Vm::A1)] {
-                let address = bed.address(Place::Vm(to), family).unwrap();
-                let sniffer = bed.machine(to).1.enter(|| Sniffer::open("eth0").unwrap());
-                let stream = Stream::start(bed.machine(from).1, address).unwrap();
-                traffic.forbidden.push((format!("{} -> {} {family}", from.name(), to.name()), stream, sniffer));
-            }
-        }
-        traffic.run_for(Duration::from_millis(500));
-        traffic
-    }
-
-    /// Lets the streams run, and keeps the session busy.
-    fn run_for(&self, duration: Duration) {
-        let end = Instant::now() + duration;
-        while Instant::now() < end {
-            let mut heard = [0; 4];
-            (&self.session).write_all(b"ping").unwrap();
-            (&self.session).read_exact(&mut heard).unwrap();
-            assert_eq!(&heard, b"ping");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Returns what was lost and what leaked.
-    fn finish(self) -> (Vec<String>, Vec<String>) {
-        let (mut losses, mut leaks) = (Vec::new(), Vec::new());
-        for (name, stream) in self.allowed {
-            let log = stream.finish().unwrap();
-            assert!(log.len() > 500, "{name}: only {} packets", log.len());
-            if lost(&log) > 0 {
-                losses.push(format!("{name}: {} of {} lost", lost(&log), log.len()));
-            }
-        }
-        for (name, stream, sniffer) in self.forbidden {
-            let token = stream.token();
-            let log = stream.finish().unwrap();
-            assert!(log.len() > 500, "{name}: only {} packets", log.len());
-            if lost(&log) != log.len() || sniffer.sees(&token, Duration::from_millis(1)).unwrap() {
-                let start = log[0].at;
-                let when: Vec<String> = log
-                    .iter()
-                    .enumerate()
-                    .filter_map(|(number, sent)| Some((number, sent.at, sent.answered?)))
-                    .map(|(number, at, answered)| format!("#{number} at {:?} after {:?}", at - start, answered - at))
-                    .collect();
-                leaks.push(format!("{name}: {} of {} answered: {}", when.len(), log.len(), when.join(", ")));
-            }
-        }
-        (losses, leaks)
-    }
-}
-
-/// Opens a session that the rules allow.
-fn session(bed: &Bed) -> TcpStream {
-    let address = bed.address(Place::Vm(Vm::A1), Family::V4).unwrap();
-    let session = bed.machine(Vm::B2).1.enter(|| TcpStream::connect((address, 22)).unwrap());
-    session.set_read_timeout(Some(PATIENCE)).unwrap();
-    session
+/// Returns half of what etcd sends to an agent on the connection with the most, from its start to its first batch: that
+/// of an agent on a host without machines, which wants the same lists.
+fn half_of_a_start(bed: &Bed, variant: Variant, proxy: &Proxy) -> u64 {
+    let netns = bed.netns(Place::Border);
+    let start = Start { netns, host: "border", etcd: proxy.endpoint(), ..bed.agent(Host::Compute1, variant) };
+    let agent = Agent::start(&start).unwrap();
+    agent.await_line("batch applied", PATIENCE).unwrap();
+    agent.stop().unwrap();
+    proxy.most_sent() / 2
 }

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
+use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind,
-    recv, sendto, socket,
+    recv, sendto, setsockopt, socket,
 };
 
 use crate::frames::{self, Token};
@@ -79,6 +80,9 @@ pub fn echo(destination: IpAddr, limit: Duration) -> Result<Outcome> {
     }
 }
 
+/// Bytes that may wait to be received, two seconds of a stream of one packet per millisecond.
+const ROOM: usize = 4 << 20;
+
 /// A raw ICMP or ICMPv6 socket for echo requests to one destination, for single pings and for streams of them.
 #[derive(Debug)]
 pub struct Echo {
@@ -118,6 +122,8 @@ impl Echo {
             IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
         };
         let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("raw ICMP socket")?;
+        // A receiver that has to wait for a processor must not look like a loss.
+        setsockopt(&raw, RcvBufForce, &ROOM).context("room for answers")?;
         Ok(Self { socket: UdpSocket::from(raw), destination })
     }
 
