@@ -116,7 +116,10 @@ async fn choose(options: &Options) -> Result<Tools, DriverError> {
         }
         info!(program, variant = found.as_str(), ?features, "iptables chosen");
         tools.variant = found;
-        let transport = TableTools::new(family, programs, &features, options.lock_probe, limit);
+        let mut transport = TableTools::new(family, programs, &features, options.lock_probe, limit);
+        if found == Variant::Nft {
+            transport = transport.reading_over_netlink(options.netlink_timeout);
+        }
         tools.families.push(FamilyTools { family, features, transport: Box::new(transport) });
     }
     Ok(tools)

@@ -135,7 +135,7 @@ impl TableDriver {
         response: TableResponse,
     ) -> Result<(), DriverError> {
         match response {
-            TableResponse::Done(_) | TableResponse::NotLoaded => hunt.answer(None),
+            TableResponse::Done(_) | TableResponse::Listed(_) | TableResponse::NotLoaded => hunt.answer(None),
             TableResponse::Refused { stderr, .. } => match Complaint::read(&stderr, 0) {
                 Complaint::LockBusy => return Err(DriverError::LockBusy { program: program_of(cause) }),
                 Complaint::SetMissing(set) => {
@@ -293,6 +293,10 @@ impl TableDriver {
             let unwanted = targets.filter(|target| !self.chains.contains_key(target.as_str()));
             todo.extend(unwanted.map(|target| Box::from(target.as_str())).filter(|target| !kept.contains(target)));
             kept.insert(name);
+        }
+        // Rules that are still to be removed may lead to any chain that is to go.
+        if let Some(view) = self.view.as_ref().filter(|_| self.has_numbered_rules_to_remove()) {
+            kept.extend(view.ours.keys().filter(|name| matches!(self.content(name), Content::Absent)).cloned());
         }
         kept
     }

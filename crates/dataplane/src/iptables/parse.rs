@@ -31,6 +31,13 @@ pub struct View {
     pub shared: BTreeMap<Box<str>, Vec<Entry>>,
 }
 
+/// A rule of ours in a shared chain, by the kernel's number for it, which is never given to another rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Numbered {
+    pub chain: Box<str>,
+    pub handle: u64,
+}
+
 /// A rule in a chain that is not ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -40,6 +47,11 @@ pub enum Entry {
         hash: Option<RuleHash>,
         rule: Box<str>,
     },
+    /// A rule of ours whose text is not known, because the table was read over netlink.
+    Numbered {
+        hash: Option<RuleHash>,
+        handle: u64,
+    },
 }
 
 impl Entry {
@@ -47,7 +59,7 @@ impl Entry {
     pub fn hash(&self) -> Option<RuleHash> {
         match self {
             Self::Foreign => None,
-            Self::Ours { hash, .. } => *hash,
+            Self::Ours { hash, .. } | Self::Numbered { hash, .. } => *hash,
         }
     }
 }
@@ -60,13 +72,55 @@ pub struct Unreadable {
     pub reason: String,
 }
 
-/// Reads the output of `<save program> -t <table>`. Empty output is an empty table: the nft variant
-/// prints nothing for a table that nobody has made.
+/// Whether a listing is whole, as a look at its two ends tells (U6.e). The exit status proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    Complete {
+        /// There are base chains that the program does not list, made by others with `nft`.
+        hides_base_chains: bool,
+    },
+    /// The table holds rules that the program cannot represent.
+    Incompatible,
+    /// Nothing, or not all of it, was printed.
+    CutOff,
+}
+
+/// Judges the output of `<save program> -t <table>`.
+pub fn judge(table: Table, output: &str) -> Judgement {
+    let mut hides_base_chains = false;
+    let mut lines = output.lines();
+    let header = loop {
+        match lines.next() {
+            Some(line) if is_incompatible(line) => return Judgement::Incompatible,
+            Some(line) if line.starts_with('#') => {
+                hides_base_chains |=
+                    line.starts_with("# Table ") && line.contains(" contains incompatible base-chains");
+            }
+            other => break other,
+        }
+    };
+    let has_header = header.and_then(|line| line.strip_prefix('*')) == Some(table.as_str());
+    let mut end = output.trim_end_matches('\n').rsplit('\n');
+    let has_end = output.ends_with('\n')
+        && end.next().is_some_and(|line| line.starts_with(COMPLETION))
+        && end.next() == Some("COMMIT");
+    if has_header && has_end { Judgement::Complete { hides_base_chains } } else { Judgement::CutOff }
+}
+
+/// The last line that every save program prints, after all else.
+const COMPLETION: &str = "# Completed on ";
+
+fn is_incompatible(line: &str) -> bool {
+    line.starts_with("# Table ") && line.contains(" is incompatible, use 'nft' tool")
+}
+
+/// Reads the output of `<save program> -t <table>`. No output is no view: programs that fail print nothing
+/// and may still say that they succeeded.
 ///
 /// # Errors
 ///
 /// If the table cannot be represented by the program, if the output belongs to another table or ends
-/// before its `COMMIT`, or if a rule names a chain that was not declared.
+/// before `COMMIT` and the comment that says so, or if a rule names a chain that was not declared.
 pub fn parse(table: Table, output: &str) -> Result<View, Unreadable> {
     let mut view = View::default();
     let mut state = State::Before;
@@ -75,8 +129,11 @@ pub fn parse(table: Table, output: &str) -> Result<View, Unreadable> {
         number += 1;
         let fail = |reason: String| Err(Unreadable { line: number, reason });
         if line.starts_with('#') {
-            if line.starts_with("# Table ") && line.contains(" is incompatible, use 'nft' tool") {
+            if is_incompatible(line) {
                 return fail("the table holds rules that the program cannot represent".to_owned());
+            }
+            if state == State::After && line.starts_with(COMPLETION) {
+                state = State::Completed;
             }
             continue;
         }
@@ -104,11 +161,15 @@ pub fn parse(table: Table, output: &str) -> Result<View, Unreadable> {
             }
         }
     }
-    if state == State::Inside {
-        return Err(Unreadable { line: number, reason: "output ends before COMMIT".to_owned() });
-    }
-    if !output.is_empty() && !output.ends_with('\n') {
-        return Err(Unreadable { line: number, reason: "output ends inside a line".to_owned() });
+    let missing = match state {
+        State::Before => "there is no table in the output",
+        State::Inside => "output ends before COMMIT",
+        State::After => "output ends before the comment that completes it",
+        State::Completed if !output.ends_with('\n') => "output ends inside a line",
+        State::Completed => "",
+    };
+    if !missing.is_empty() {
+        return Err(Unreadable { line: number, reason: missing.to_owned() });
     }
     view.shared.retain(|name, rules| is_base_chain(name) || rules.iter().any(|rule| *rule != Entry::Foreign));
     Ok(view)
@@ -119,6 +180,7 @@ enum State {
     Before,
     Inside,
     After,
+    Completed,
 }
 
 fn declare(view: &mut View, rest: &str) {
@@ -143,7 +205,7 @@ fn add(view: &mut View, table: Table, rest: &str) -> bool {
     true
 }
 
-fn is_base_chain(name: &str) -> bool {
+pub(super) fn is_base_chain(name: &str) -> bool {
     matches!(name, "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING")
 }
 
@@ -181,6 +243,16 @@ impl<'a> Marks<'a> {
     fn hash(&self) -> Option<RuleHash> {
         self.tag.as_deref().and_then(RuleHash::parse)
     }
+}
+
+/// Returns whether a comment is one that we put on our rules.
+pub(super) fn is_our_comment(comment: &str) -> bool {
+    tag(&Cow::Borrowed(comment)).is_some()
+}
+
+/// The hash in a comment of ours; an agent may have written something else there.
+pub(super) fn comment_hash(comment: &str) -> Option<RuleHash> {
+    tag(&Cow::Borrowed(comment)).as_deref().and_then(RuleHash::parse)
 }
 
 fn tag<'a>(comment: &Cow<'a, str>) -> Option<Cow<'a, str>> {
@@ -240,7 +312,7 @@ mod tests {
 
     fn table(rules: &str) -> String {
         format!(
-            "# Generated\n*filter\n:FORWARD ACCEPT [0:0]\n:cali-a - [0:0]\n:DOCKER - [0:0]\n{rules}COMMIT\n# Done\n"
+            "# Generated\n*filter\n:FORWARD ACCEPT [0:0]\n:cali-a - [0:0]\n:DOCKER - [0:0]\n{rules}COMMIT\n# Completed on today\n"
         )
     }
 
@@ -299,7 +371,9 @@ mod tests {
             "-o tunl0 -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE";
         let pools = "-s 10.0.0.0/8 -m set ! --match-set felix-masq-ipam-pools dst -j MASQUERADE";
         for rule in [tunnel, pools] {
-            let save = |table: &str| format!("*{table}\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING {rule}\nCOMMIT\n");
+            let save = |table: &str| {
+                format!("*{table}\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING {rule}\nCOMMIT\n# Completed on today\n")
+            };
             let nat = parse(Table::Nat, &save("nat")).unwrap();
             assert_ne!(nat.shared["POSTROUTING"][0], Entry::Foreign, "{rule}");
             let mangle = parse(Table::Mangle, &save("mangle")).unwrap();
@@ -311,7 +385,12 @@ mod tests {
     fn an_incomplete_or_strange_output_is_an_error() {
         let cases = [
             ("cut before COMMIT", "*filter\n:FORWARD ACCEPT [0:0]\n", 2),
-            ("cut inside a line", "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n# Comp", 4),
+            ("cut inside a line", "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n# Completed on to", 4),
+            ("cut inside the completion", "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n# Comp", 4),
+            ("cut after COMMIT", "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n", 3),
+            ("completed without COMMIT", "*filter\n:FORWARD ACCEPT [0:0]\n# Completed on today\n", 3),
+            ("nothing", "", 0),
+            ("a warning only", "# Warning: iptables-legacy tables present, use iptables-legacy-save to see them\n", 1),
             ("cut inside COMMIT", "*filter\n:FORWARD ACCEPT [0:0]\nCOM", 3),
             ("another table", "*nat\nCOMMIT\n", 1),
             ("twice the table", "*filter\nCOMMIT\n*filter\nCOMMIT\n", 3),
@@ -325,11 +404,30 @@ mod tests {
         }
     }
 
+    /// The rows of U6.e, as iptables 1.8.9 printed them, and what a killed program leaves.
     #[test]
-    fn a_table_that_was_never_made_is_empty() {
-        assert_eq!(parse(Table::Filter, "").unwrap(), View::default());
-        let warning = "# Warning: iptables-legacy tables present, use iptables-legacy-save to see them\n";
-        assert_eq!(parse(Table::Filter, warning).unwrap(), View::default());
+    fn a_listing_is_judged_by_its_header_commit_and_completion() {
+        let generated = "# Generated by iptables-nft-save v1.8.9 (nf_tables) on Sat Nov 21 19:00:09 2026\n";
+        let body = "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n";
+        let completed = "# Completed on Sat Nov 21 19:00:09 2026\n";
+        let hidden = "# Table `nat' contains incompatible base-chains, use 'nft' tool to list them.\n";
+        let complete = |hides_base_chains| Judgement::Complete { hides_base_chains };
+        let cases = [
+            (format!("{generated}{body}{completed}"), complete(false)),
+            (format!("{hidden}{generated}{body}{completed}"), complete(true)),
+            (format!("{generated}{hidden}{body}{completed}"), complete(true)),
+            ("# Table `nat' is incompatible, use 'nft' tool.\n".to_owned(), Judgement::Incompatible),
+            (format!("{generated}{body}"), Judgement::CutOff),
+            (format!("{generated}{}{completed}", body.replace("COMMIT\n", "")), Judgement::CutOff),
+            (format!("{generated}{}{completed}", body.replace("*nat", "*raw")), Judgement::CutOff),
+            (format!("{generated}{body}{}", completed.trim_end()), Judgement::CutOff),
+            (generated.to_owned(), Judgement::CutOff),
+            (String::new(), Judgement::CutOff),
+        ];
+        for (output, expected) in cases {
+            assert_eq!(judge(Table::Nat, &output), expected, "{output}");
+            assert_eq!(parse(Table::Nat, &output).is_ok(), matches!(expected, Judgement::Complete { .. }), "{output}");
+        }
     }
 
     #[test]

@@ -81,8 +81,8 @@ impl WantedHooks {
         let is_same = |expected: &mut dyn Iterator<Item = Option<RuleHash>>| {
             kernel.iter().all(|entry| match (entry, expected.next()) {
                 (Entry::Foreign, Some(None)) => true,
-                (Entry::Ours { hash, .. }, Some(Some(wanted))) => *hash == Some(wanted),
-                (Entry::Foreign | Entry::Ours { .. }, _) => false,
+                (Entry::Ours { hash, .. } | Entry::Numbered { hash, .. }, Some(Some(wanted))) => *hash == Some(wanted),
+                (Entry::Foreign | Entry::Ours { .. } | Entry::Numbered { .. }, _) => false,
             }) && expected.next().is_none()
         };
         match mode {
@@ -248,12 +248,13 @@ impl Body<'_> {
     }
 
     /// Removes every rule of ours by value, which hits the right one even if somebody edited the chain in the
-    /// meantime, and puts the wanted ones in their places.
+    /// meantime, and puts the wanted ones in their places. Where the program cannot read the chain it cannot look for
+    /// a value either; such rules are removed by number afterwards.
     fn hook(&mut self, edit: &HookEdit<'_>) {
         let name = edit.name;
         for entry in edit.old {
             match entry {
-                Entry::Foreign => {}
+                Entry::Foreign | Entry::Numbered { .. } => {}
                 Entry::Ours { rule, .. } => show(self.text, format_args!("-D {name} {rule}\n")),
             }
         }

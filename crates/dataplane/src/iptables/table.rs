@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use super::features::Features;
 use super::hash::RuleHash;
 use super::hold::Held;
-use super::parse::{Entry, View, parse};
+use super::parse::{Entry, Numbered, View, parse};
 use super::plan::{Edit, HookEdit, PROBE_CHAIN, Setup, Wanted, WantedHooks, probe_input, restore_input};
 use super::refusal::{Complaint, Hunt, essence};
 use crate::driver::{Driver, Next};
@@ -58,6 +58,8 @@ pub enum TableRequest {
     Save { table: Table, if_loaded: bool },
     /// Feed this to the restore program.
     Restore(Arc<str>),
+    /// Remove these rules of the table by their numbers.
+    Remove { table: Table, rules: Vec<Numbered> },
 }
 
 /// What came back.
@@ -65,6 +67,8 @@ pub enum TableRequest {
 pub enum TableResponse {
     /// The program succeeded and printed this.
     Done(String),
+    /// The table was read without the program.
+    Listed(View),
     /// The kernel does not have the table, so it was not listed.
     NotLoaded,
     /// The program refused. `lines_before`: how many lines it had been given before this request.
@@ -120,6 +124,8 @@ pub struct TableDriver {
     pub(super) check: Option<(Instant, Duration)>,
     pub(super) dirty: BTreeSet<Box<str>>,
     pub(super) dirty_hooks: BTreeSet<Box<str>>,
+    /// Rules whose replacements are in force.
+    removals: Vec<Numbered>,
 
     pub(super) step: Step,
     /// Times in a row that a rule was blamed by line but passed when tried by itself.
@@ -133,6 +139,7 @@ pub(super) enum Step {
     Rest,
     Reading,
     Writing(Transaction),
+    Removing,
     Hunting(Hunt, DriverError),
 }
 
@@ -143,6 +150,8 @@ pub(super) struct Transaction {
     /// What each chain holds afterwards; `None` if it is gone.
     pub(super) chains: Vec<(Box<str>, Option<Hashes>)>,
     pub(super) hooks: Vec<(Box<str>, Vec<Entry>)>,
+    /// Rules to remove afterwards.
+    removals: Vec<Numbered>,
 }
 
 type Hashes = Box<[RuleHash]>;
@@ -176,6 +185,7 @@ impl Driver for TableDriver {
 
     fn distrust(&mut self) {
         self.view = None;
+        self.removals.clear();
         self.fresh = false;
     }
 
@@ -187,7 +197,7 @@ impl Driver for TableDriver {
                 return Next::Do(TableRequest::Restore(probe_input(&self.setup, rules).into()));
             }
             Step::Rest => {}
-            Step::Reading | Step::Writing(_) => {
+            Step::Reading | Step::Writing(_) | Step::Removing => {
                 // The answer never came: anything may have happened.
                 self.step = Step::Rest;
                 self.distrust();
@@ -195,6 +205,9 @@ impl Driver for TableDriver {
         }
         if let Some(until) = self.backoff.due().filter(|until| *until > now) {
             return Next::NotBefore(until);
+        }
+        if self.view.is_some() && !self.removals.is_empty() {
+            return self.remove_numbered();
         }
         if self.view.is_none() || self.reading_due().is_some_and(|(due, _)| due <= now) {
             self.step = Step::Reading;
@@ -205,7 +218,7 @@ impl Driver for TableDriver {
             Ok(None) => {
                 self.backoff.succeeded();
                 self.settled_once = true;
-                Next::Idle
+                self.remove_numbered()
             }
             Ok(Some(transaction)) => {
                 let request = TableRequest::Restore(Arc::clone(&transaction.text));
@@ -226,6 +239,7 @@ impl Driver for TableDriver {
             Step::Rest => Ok(()),
             Step::Reading => self.take_listing(response, now),
             Step::Writing(transaction) => self.take_verdict(transaction, response, now),
+            Step::Removing => self.take_removal(response),
             Step::Hunting(hunt, cause) => self.take_probe(hunt, cause, response),
         };
         if let Err(error) = &outcome {
@@ -260,6 +274,7 @@ impl TableDriver {
             check: None,
             dirty: BTreeSet::new(),
             dirty_hooks: BTreeSet::new(),
+            removals: Vec::new(),
             step: Step::Rest,
             blamed: BTreeMap::new(),
             refusals: 0,
@@ -287,6 +302,7 @@ impl TableDriver {
         self.view.is_some()
             && self.backoff.due().is_none()
             && self.dirty_hooks.is_empty()
+            && self.removals.is_empty()
             && (self.dirty.is_empty() || self.dirty.is_subset(&self.kept()))
     }
 
@@ -423,6 +439,7 @@ impl TableDriver {
             TableResponse::Done(output) => parse(self.id.table, &output).map_err(|unreadable| {
                 DriverError::Readback { program: self.save_program(), line: unreadable.line, reason: unreadable.reason }
             })?,
+            TableResponse::Listed(view) => view,
             TableResponse::NotLoaded => View::default(),
             TableResponse::Refused { program, status, stderr, .. } => {
                 return Err(DriverError::Rejected { program, status, line: None, stderr: essence(&stderr) });
@@ -536,6 +553,7 @@ impl TableDriver {
         let nothing = WantedHooks::default();
         let mut hook_edits = Vec::new();
         let mut hooks = Vec::new();
+        let mut removals = Vec::new();
         let mut unchanged_hooks = Vec::new();
         for name in &self.dirty_hooks {
             let old = view.shared.get(name).map(Vec::as_slice).unwrap_or_default();
@@ -545,6 +563,10 @@ impl TableDriver {
             } else {
                 hook_edits.push(HookEdit { name, new, old });
                 hooks.push((name.clone(), new.written(old, &self.setup)));
+                removals.extend(old.iter().filter_map(|entry| match entry {
+                    Entry::Numbered { handle, .. } => Some(Numbered { chain: name.clone(), handle: *handle }),
+                    Entry::Foreign | Entry::Ours { .. } => None,
+                }));
             }
         }
         let text = restore_input(&self.setup, &edits, &hook_edits);
@@ -556,7 +578,11 @@ impl TableDriver {
         for name in unchanged_hooks {
             self.dirty_hooks.remove(&name);
         }
-        Ok((!text.is_empty()).then(|| Transaction { text: text.into(), chains, hooks }))
+        if text.is_empty() {
+            self.removals = removals;
+            return Ok(None);
+        }
+        Ok(Some(Transaction { text: text.into(), chains, hooks, removals }))
     }
 
     fn take_verdict(
@@ -566,7 +592,7 @@ impl TableDriver {
         now: Instant,
     ) -> Result<(), DriverError> {
         match response {
-            TableResponse::Done(_) | TableResponse::NotLoaded => {
+            TableResponse::Done(_) | TableResponse::Listed(_) | TableResponse::NotLoaded => {
                 self.commit(transaction);
                 self.expect_check(now);
                 Ok(())
@@ -581,8 +607,39 @@ impl TableDriver {
         }
     }
 
+    /// Rules of ours without a text go when what replaces them is in force.
+    fn remove_numbered(&mut self) -> Next<TableRequest> {
+        if self.removals.is_empty() {
+            return Next::Idle;
+        }
+        self.step = Step::Removing;
+        Next::Do(TableRequest::Remove { table: self.id.table, rules: self.removals.clone() })
+    }
+
+    pub(super) fn has_numbered_rules_to_remove(&self) -> bool {
+        let shared = self.view.iter().flat_map(|view| &view.shared);
+        let mut dirty = shared.filter(|(name, _)| self.dirty_hooks.contains(*name)).flat_map(|(_, entries)| entries);
+        !self.removals.is_empty() || dirty.any(|entry| matches!(entry, Entry::Numbered { .. }))
+    }
+
+    /// The chains that the removed rules led to can go now; the next listing shows them.
+    fn take_removal(&mut self, response: TableResponse) -> Result<(), DriverError> {
+        match response {
+            TableResponse::Done(_) | TableResponse::Listed(_) | TableResponse::NotLoaded => {
+                self.stats.writes += 1;
+                self.distrust();
+                Ok(())
+            }
+            TableResponse::Broken(error) => Err(error),
+            TableResponse::Refused { program, status, stderr, .. } => {
+                Err(DriverError::Rejected { program, status, line: None, stderr: essence(&stderr) })
+            }
+        }
+    }
+
     fn commit(&mut self, transaction: Transaction) {
-        let Transaction { text, chains, hooks } = transaction;
+        let Transaction { text, chains, hooks, removals } = transaction;
+        self.removals = removals;
         self.stats.writes += 1;
         self.stats.lines += u64::try_from(text.lines().count()).unwrap_or(u64::MAX);
         self.fresh = false;

@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::backend::TableTransport;
 use super::features::Features;
+use super::listing::Listings;
 use super::table::{TableRequest, TableResponse};
 use super::variant::{self, Programs, legacy_tables};
 use crate::error::DriverError;
@@ -42,6 +43,8 @@ pub struct TableTools {
     hold: Hold,
     /// The build of the restore program that was asked what it can do.
     identity: Option<Identity>,
+    /// Of the nft variant: reads what the save program cannot.
+    listings: Option<Listings>,
 }
 
 impl TableTransport for TableTools {
@@ -72,7 +75,13 @@ impl TableTools {
     pub fn new(family: Family, programs: Programs, features: &Features, lock_probe: Duration, limit: Duration) -> Self {
         let identity = Identity::of(&programs.restore);
         let restore_args = restore_args(features, lock_probe);
-        Self { family, programs, restore_args, lock_probe, limit, hold: Hold::Off, identity }
+        Self { family, programs, restore_args, lock_probe, limit, hold: Hold::Off, identity, listings: None }
+    }
+
+    /// Reads tables over netlink where the save program cannot; for the nft variant.
+    #[must_use]
+    pub fn reading_over_netlink(self, timeout: Duration) -> Self {
+        Self { listings: Some(Listings::new(self.family, timeout)), ..self }
     }
 
     async fn ask_if_replaced(&mut self) -> Option<Features> {
@@ -116,6 +125,11 @@ impl TableTools {
             TableRequest::Save { table, if_loaded: true } if !self.is_loaded(*table) => TableResponse::NotLoaded,
             TableRequest::Save { table, .. } => self.save(*table).await,
             TableRequest::Restore(input) => self.restore(input).await,
+            TableRequest::Remove { table, rules } => match &mut self.listings {
+                Some(listings) => listings.remove(*table, rules),
+                // Nothing but a look over netlink finds such rules.
+                None => TableResponse::Done(String::new()),
+            },
         }
     }
 
@@ -123,9 +137,13 @@ impl TableTools {
         legacy_tables(self.family).is_some_and(|names| names.lines().any(|name| name == table.as_str()))
     }
 
-    async fn save(&self, table: Table) -> TableResponse {
+    async fn save(&mut self, table: Table) -> TableResponse {
         let args = ["-t".to_owned(), table.as_str().to_owned()];
-        response(&self.programs.save, exec::run(&self.programs.save, &args, "", self.limit).await)
+        let answer = response(&self.programs.save, exec::run(&self.programs.save, &args, "", self.limit).await);
+        match &mut self.listings {
+            Some(listings) => listings.settle(table, answer),
+            None => answer,
+        }
     }
 
     async fn restore(&mut self, input: &str) -> TableResponse {

@@ -54,6 +54,7 @@ impl FakeKernel {
             let response = match driver.next(now) {
                 Next::Do(TableRequest::Save { .. }) => TableResponse::Done(self.list()),
                 Next::Do(TableRequest::Restore(input)) => self.restore(&input),
+                Next::Do(TableRequest::Remove { .. }) => panic!("the listing has no rules without text"),
                 Next::NotBefore(_) | Next::Idle => return outcome,
             };
             self.requests += 1;
@@ -74,7 +75,7 @@ impl FakeKernel {
                 text += &format!("-A {chain} {}\n", rule.replace("--jump", "-j").replace("--goto", "-g"));
             }
         }
-        text + "COMMIT\n"
+        text + "COMMIT\n# Completed on a day\n"
     }
 
     pub fn restore(&mut self, input: &str) -> TableResponse {
