@@ -138,6 +138,7 @@ pub(crate) fn dataplane(settings: &Settings) -> dataplane::Options {
         table_refresh: settings.table_refresh,
         post_write_check: settings.post_write_check.unwrap_or(defaults.post_write_check),
         set_refresh: settings.set_refresh,
+        largest_set: settings.max_set_size.saturating_mul(dataplane::options::LARGEST_SET_FACTOR),
         route_refresh: settings.route_refresh,
         link_refresh: settings.link_refresh,
         lock_probe: settings.lock_probe.unwrap_or(defaults.lock_probe),

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use model::{Family, Name};
 use program::{Changes, SetChange, SetName, TableChanges, TableId};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::error::DriverError;
@@ -121,7 +121,7 @@ impl ApplyLoop {
         if self.tables_lack_a_set() {
             // Somebody removed it behind our back: once more, after a look at the sets.
             warn!("a table names a set that is gone, reading the sets again");
-            self.sets.distrust();
+            self.sets.suspect();
             sets.superseded_by(self.sets.write_additions(clock::now()));
             self.hurry_tables();
             rerun(&mut tables, self.run_tables().await);
@@ -222,7 +222,7 @@ impl ApplyLoop {
         let pause = self.options.set_refresh.unwrap_or(SWEEP_PAUSE);
         if self.doubted_at.is_none_or(|at| clock::now().saturating_duration_since(at) >= pause) {
             self.doubted_at = Some(clock::now());
-            warn!("a set that is not wanted is in use, reading the tables again");
+            debug!("a set that is not wanted is in use, reading the tables again");
             families.iter_mut().for_each(FamilyTables::distrust);
         }
     }

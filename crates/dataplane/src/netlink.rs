@@ -190,6 +190,44 @@ impl Channel {
         })
     }
 
+    /// Sends a dump request whose answer [`Self::dump_on`] takes piece by piece.
+    pub(crate) fn begin_dump(&mut self, message: &[u8]) -> io::Result<()> {
+        self.exchange(message, |_| Ok(()))
+    }
+
+    /// Waits for the next piece of the answer to a dump that was begun; returns its end if that came.
+    pub(crate) fn dump_on(&mut self, sequence: u32, mut each: impl FnMut(&[u8])) -> io::Result<Option<DumpEnd>> {
+        let mut end = None;
+        let result = self.receive(|message| {
+            if message.sequence != sequence {
+                return Ok(());
+            }
+            let interrupted = message.flags & NLM_F_DUMP_INTR != 0;
+            match message.kind {
+                NLMSG_NOOP => (),
+                NLMSG_DONE | NLMSG_ERROR => {
+                    let outcome = if message.payload.len() < 4 { Ok(()) } else { outcome(message.payload)? };
+                    end = Some(match outcome {
+                        Ok(()) if interrupted => DumpEnd::Interrupted,
+                        Ok(()) => DumpEnd::Complete,
+                        Err(refusal) => DumpEnd::Refused(refusal.code),
+                    });
+                }
+                _ => each(message.payload),
+            }
+            Ok(())
+        });
+        if result.is_err() {
+            self.close();
+        }
+        result.map(|()| end)
+    }
+
+    /// Closes the socket, which ends whatever the kernel has still to say.
+    pub(crate) fn close(&mut self) {
+        self.socket = None;
+    }
+
     /// Sends, then runs `answer`; closes the socket if either fails.
     fn exchange<T>(&mut self, bytes: &[u8], answer: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
         let result = self.send(bytes).and_then(|()| answer(self));

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// How far sets grow beyond `MaxIpsetSize` (users.md U3.b).
+pub const LARGEST_SET_FACTOR: u32 = 4;
+
 /// Options of the dataplane; plain data, built by the agent from the settings.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -25,6 +28,8 @@ pub struct Options {
     pub post_write_check: Duration,
     /// `IpsetsRefreshInterval`.
     pub set_refresh: Option<Duration>,
+    /// A set of which more members are wanted than `MaxIpsetSize` is made larger, up to this many.
+    pub largest_set: u32,
     /// `RouteRefreshInterval`.
     pub route_refresh: Option<Duration>,
     /// `InterfaceRefreshInterval`: how often all interfaces are listed.
@@ -77,6 +82,7 @@ impl Default for Options {
             table_refresh: Some(Duration::from_secs(180)),
             post_write_check: Duration::from_secs(5),
             set_refresh: Some(Duration::from_secs(90)),
+            largest_set: LARGEST_SET_FACTOR * 1_048_576,
             route_refresh: Some(Duration::from_secs(90)),
             link_refresh: Some(Duration::from_secs(90)),
             lock_probe: Duration::from_millis(50),

@@ -44,16 +44,22 @@ pub struct DriverReport {
     pub repaired: u64,
     /// Lines of restore input that went in.
     pub lines: u64,
+    /// Sets that could not be destroyed or exchanged because they are in use; tried again.
+    pub busy: u64,
+    /// Members that were there before they were added, or gone before they were removed.
+    pub unneeded: u64,
 }
 
 impl DriverReport {
     /// Takes a later step of the same driver in addition.
     pub fn add(&mut self, more: Self) {
-        let Self { driver: _, writes, reads, errors, waiting, held, repaired, lines } = more;
+        let Self { driver: _, writes, reads, errors, waiting, held, repaired, lines, busy, unneeded } = more;
         self.writes += writes;
         self.reads += reads;
         self.repaired += repaired;
         self.lines += lines;
+        self.busy += busy;
+        self.unneeded += unneeded;
         self.errors.extend(errors);
         self.held.extend(held);
         self.waiting = waiting.or(self.waiting.take());
@@ -69,7 +75,10 @@ impl DriverReport {
 
     /// Returns whether the driver did something or has something to say.
     pub fn has_something(&self) -> bool {
-        let Self { driver: _, writes, reads, errors, waiting, held, repaired, lines } = self;
-        *writes + *reads + *repaired + *lines > 0 || !errors.is_empty() || waiting.is_some() || !held.is_empty()
+        let Self { driver: _, writes, reads, errors, waiting, held, repaired, lines, busy, unneeded } = self;
+        *writes + *reads + *repaired + *lines + *busy + *unneeded > 0
+            || !errors.is_empty()
+            || waiting.is_some()
+            || !held.is_empty()
     }
 }

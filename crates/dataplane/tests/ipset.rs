@@ -1,29 +1,101 @@
 //! The set driver against the real kernel, with the `ipset` program as the independent witness.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "test code")]
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dataplane::Options;
 use dataplane::ipset::restore::Restore;
 use dataplane::ipset::transport::Netlink;
-use dataplane::ipset::{IpSets, Transport};
+use dataplane::ipset::{Automatic, IpSets, Transport};
 use ipnet::IpNet;
 use program::{Family, Member, SetChange, SetKind, SetName, SetSpec};
 use testkit::netns::in_new_netns;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
+thread_local! {
+    /// Where the test finds a working `ipset` if the host's was replaced.
+    static WITNESS: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
 fn sh(line: &str) -> String {
-    let output = Command::new("sh").args(["-ec", line]).env("LC_ALL", "C").output().unwrap();
+    let mut path = std::env::var("PATH").unwrap();
+    if let Some(directory) = WITNESS.with_borrow(Clone::clone) {
+        path = format!("{}:{path}", directory.display());
+    }
+    let output = Command::new("sh").args(["-ec", line]).env("LC_ALL", "C").env("PATH", path).output().unwrap();
     assert!(output.status.success(), "`{line}`: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 fn sh_fails(line: &str) -> bool {
     !Command::new("sh").args(["-c", line]).output().unwrap().status.success()
+}
+
+/// Runs a test in a mount namespace in which the host's `ipset` is a program that fails; the test itself asks a
+/// copy (U3.a). The calling thread stays there.
+fn without_a_program(test: impl FnOnce()) {
+    let real = PathBuf::from(sh("readlink -f $(command -v ipset)").trim());
+    let directory = tempfile::tempdir().unwrap();
+    let failing = directory.path().join("failing");
+    std::fs::copy(&real, directory.path().join("ipset")).unwrap();
+    std::fs::write(&failing, "#!/bin/sh\necho 'ipset: out of order' >&2\nexit 1\n").unwrap();
+    std::fs::set_permissions(&failing, PermissionsExt::from_mode(0o755)).unwrap();
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let (failing, real) = (failing.display(), real.display());
+    sh(&format!("mount --make-rprivate /; mount --bind {failing} {real}"));
+    assert!(sh_fails("ipset list") && sh_fails("ipset restore </dev/null"), "the program still works");
+    WITNESS.set(Some(directory.path().to_owned()));
+    test();
+    WITNESS.set(None);
+    sh(&format!("umount {real}"));
+}
+
+/// Collects what is logged above debug level on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = event.metadata().level().to_string();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            write!(line, " {field}={value:?}").unwrap();
+        });
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+impl Log {
+    fn of(test: impl FnOnce()) -> Vec<String> {
+        let log = Self::default();
+        tracing::subscriber::with_default(log.clone(), test);
+        let lines = log.0.lock().unwrap();
+        lines.clone()
+    }
 }
 
 fn name(text: &str) -> SetName {
@@ -82,32 +154,43 @@ fn names() -> Vec<String> {
     names
 }
 
-/// Both halves of an apply, repeated while destroying sets needs more time; fails the test on an error and
-/// returns the writes.
-fn apply(sets: &mut IpSets, now: Instant) -> u64 {
+/// Both halves of an apply, repeated while there is work for which time was too short; fails the test on an error
+/// and returns the writes.
+fn apply(sets: &mut IpSets, mut now: Instant) -> u64 {
     let mut writes = 0;
     loop {
         let additions = sets.write_additions(now);
         let removals = sets.write_removals(now);
         assert_eq!([additions.errors, removals.errors].concat(), Vec::<String>::new());
         writes += additions.writes + removals.writes;
-        if sets.next_due().is_none_or(|(due, _)| due > now) {
-            return writes;
+        match sets.next_due() {
+            Some((due, reason)) if due <= now || reason == "set comparison" => now = due.max(now),
+            _ => return writes,
         }
     }
 }
 
-/// Runs a test over both real transports, each in a namespace of its own.
+/// What a set may grow to in these tests.
+const LARGEST: u32 = 4096;
+
+fn options() -> Options {
+    Options { largest_set: LARGEST, ..Options::default() }
+}
+
+/// Runs a test over both real transports, and over the one that a host without a working `ipset` gets (U3.a),
+/// each in a namespace of its own.
 fn each_transport(test: impl Fn(&dyn Fn() -> IpSets) + Sync) {
-    for label in ["netlink", "restore"] {
+    for label in ["netlink", "restore", "no program"] {
         eprintln!("transport: {label}");
         let transport = || -> Box<dyn Transport> {
             match label {
                 "netlink" => Box::new(Netlink::new(LIMIT)),
-                _ => Box::new(Restore::new(LIMIT)),
+                "restore" => Box::new(Restore::new(LIMIT)),
+                _ => Box::new(Automatic::new(LIMIT, LIMIT)),
             }
         };
-        in_new_netns(|| test(&|| IpSets::new(&Options::default(), transport())));
+        let driver = || IpSets::new(&options(), transport());
+        in_new_netns(|| if label == "no program" { without_a_program(|| test(&driver)) } else { test(&driver) });
     }
 }
 
@@ -235,7 +318,7 @@ fn a_set_that_a_rule_names_stays_until_the_rule_is_gone() {
                 now += Duration::from_secs(1);
             }
             assert!(sets.in_use());
-            assert_eq!(names(), ["cali40a"]);
+            assert_eq!((names(), sets.unexplained(now).count()), (vec!["cali40a".to_owned()], 0));
             sh(&format!("{iptables} -w -F INPUT"));
             // The nft variant lets go of the set some time after the rule is gone.
             let deadline = Instant::now() + LIMIT;
@@ -249,19 +332,180 @@ fn a_set_that_a_rule_names_stays_until_the_rule_is_gone() {
     }
 }
 
+fn addresses(numbers: std::ops::Range<u32>) -> BTreeSet<Member> {
+    numbers.map(|n| Member::Address(Ipv4Addr::from_bits(0x0a00_0000 + n).into())).collect()
+}
+
+/// U3.b
 #[test]
-fn a_full_set_is_named_in_the_report_and_filled_as_far_as_it_goes() {
+fn a_set_grows_beyond_its_size_and_one_beyond_the_limit_keeps_no_other_back() {
     testkit::kernel_test!("ipset");
     each_transport(|driver| {
         let now = Instant::now();
         let mut sets = driver();
-        want(&mut sets, &spec("cali40full", SetKind::Address, 3), "10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5");
-        want(&mut sets, &spec("cali40good", SetKind::Address, 3), "10.0.0.1");
-        let report = sets.write_additions(now);
-        assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
-        assert!(report.errors[0].contains("cali40full") && report.errors[0].contains("full"), "{:?}", report.errors);
-        assert_eq!((listed("cali40full").len(), listed("cali40good").len()), (3, 1));
-        assert_eq!(sets.failed_sets().map(|set| set.name.to_string()).collect::<Vec<_>>(), ["cali40full"]);
+        let (small, large) = (spec("cali40grow", SetKind::Address, 3), spec("cali40large", SetKind::Address, 3));
+        want(&mut sets, &small, "10.0.0.1 10.0.0.2 10.0.0.3");
+        apply(&mut sets, now);
+        assert!(sh("ipset list -t cali40grow").contains("maxelem 3"));
+        change(&mut sets, &small, "10.0.0.4 10.0.0.5", "");
+        let members = addresses(1..LARGEST + 2);
+        sets.want(Family::V4, &large.name, SetChange::Replace { spec: large.clone(), members });
+        want(&mut sets, &spec("cali40other", SetKind::Address, 3), "10.0.0.1");
+        apply(&mut sets, now);
+        assert!(sh("ipset list -t cali40grow").contains("maxelem 8"));
+        assert_eq!((listed("cali40grow").len(), listed("cali40other").len()), (5, 1));
+        assert_eq!(names(), ["cali40grow", "cali40other"]);
+        let failed: Vec<_> = sets.failed_sets().map(|set| (set.name.to_string(), set.too_large, set.reason)).collect();
+        let reason = format!("{} members are wanted, {LARGEST} are allowed", LARGEST + 1);
+        assert_eq!(failed, [("cali40large".to_owned(), true, reason)]);
+        // One less, and it fits.
+        sets.want(Family::V4, &large.name, SetChange::Delta { added: BTreeSet::new(), removed: addresses(1..2) });
+        apply(&mut sets, now);
+        assert_eq!((listed("cali40large").len(), sets.failed_sets().count()), (LARGEST as usize, 0));
+    });
+}
+
+/// U3.b: somebody looks into the set all the time while it grows, as a packet does.
+#[test]
+fn nobody_sees_a_growing_set_without_its_members() {
+    testkit::kernel_test!("ipset");
+    in_new_netns(|| {
+        let now = Instant::now();
+        let mut sets = IpSets::new(&options(), Box::new(Netlink::new(LIMIT)));
+        let spec = spec("cali40grow", SetKind::Address, 8);
+        sets.want(Family::V4, &spec.name, SetChange::Replace { spec: spec.clone(), members: addresses(1..9) });
+        apply(&mut sets, now);
+        sh("iptables-legacy -w -A OUTPUT -p udp --dport 9 -m set ! --match-set cali40grow dst -j REJECT
+            ip route add 10.0.0.0/24 dev lo");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let sent = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                let mut sent = 0u32;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    // A packet to a member of before; a reject is an error of the call.
+                    socket.send_to(b"x", "10.0.0.3:9").unwrap_or_else(|error| panic!("packet {sent}: {error}"));
+                    sent += 1;
+                }
+                sent
+            });
+            for step in 0..8 {
+                let more = addresses(9 << step >> 1..9 << step);
+                sets.want(Family::V4, &spec.name, SetChange::Delta { added: more, removed: BTreeSet::new() });
+                apply(&mut sets, now);
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            sender.join().unwrap()
+        });
+        assert!(sent > 100, "{sent} packets");
+        assert!(sh("ipset list -t cali40grow").contains("maxelem 2048"));
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert!(socket.send_to(b"x", "10.0.0.0:9").is_err(), "the rule is not in force");
+    });
+}
+
+/// U3.a
+#[test]
+fn others_sets_of_any_type_and_name_cause_no_error_no_repetition_and_no_line_in_the_log() {
+    testkit::kernel_test!("ipset");
+    each_transport(|driver| {
+        sh(r#"ipset create f-list list:set size 4 timeout 100; ipset create f-ports bitmap:port range 0-1000
+            ipset create f-map bitmap:ip range 10.0.0.0/24 timeout 50; ipset create f-iface hash:net,iface
+            ipset create f-all hash:ip timeout 600 counters comment skbinfo forceadd netmask 24
+            ipset add f-all 10.0.0.1 comment 'a \ b' skbmark 0x1/0x2 packets 5; ipset add f-list f-all
+            ipset add f-ports 7-9; ipset add f-iface 10.0.0.0/8,eth0 nomatch; ipset create 'with space' hash:ip
+            ipset create 'cali40 space' hash:ip; ipset create "$(printf 'caf\351')" hash:ip
+            ipset create "$(printf 'two\nlines')" hash:ip; ipset create '"' hash:ip"#);
+        // Not every kernel has these.
+        for kind in ["hash:mac", "hash:ip,mark", "hash:net,net", "hash:net,port,net", "hash:ip,mac"] {
+            sh(&format!("ipset create f-{kind} {kind} counters || true"));
+        }
+        let others = sh("ipset list -name | sort | cat -v");
+        let now = Instant::now();
+        let log = Log::of(|| {
+            let mut sets = driver();
+            let spec = spec("cali40a", SetKind::Net, 1000);
+            want(&mut sets, &spec, "10.0.0.0/8");
+            let first = sets.write_additions(now);
+            assert_eq!((first.errors.len(), first.held.len()), (0, 0), "{first:?}");
+            assert_eq!(sets.write_removals(now).errors, Vec::<String>::new());
+            // At the refresh nothing differs, and nothing is due before the next one but the comparison.
+            let later = now + Duration::from_secs(90);
+            assert_eq!(apply(&mut sets, later), 0);
+            assert_eq!(sets.next_due().unwrap().1, "set refresh");
+            sets.want(Family::V4, &spec.name, SetChange::Remove);
+            apply(&mut sets, later);
+        });
+        assert_eq!(log, Vec::<String>::new());
+        assert_eq!(sh("ipset list -name | sort | cat -v"), others);
+    });
+}
+
+/// U3.d
+#[test]
+fn members_that_are_as_wanted_already_are_counted_and_never_lead_to_a_rewrite() {
+    testkit::kernel_test!("ipset");
+    in_new_netns(|| {
+        let now = Instant::now();
+        let mut sets = IpSets::new(&options(), Box::new(Netlink::new(LIMIT)));
+        let spec = spec("cali40a", SetKind::Address, 1000);
+        sets.want(Family::V4, &spec.name, SetChange::Replace { spec: spec.clone(), members: addresses(1..101) });
+        apply(&mut sets, now);
+        sh("ipset add cali40a 10.0.1.1; ipset del cali40a 10.0.0.5; ipset del cali40a 10.0.0.6");
+        change(&mut sets, &spec, "10.0.1.1 10.0.1.2", "10.0.0.5 10.0.0.7");
+        let (additions, removals) = (sets.write_additions(now), sets.write_removals(now));
+        assert_eq!((additions.unneeded, additions.writes, additions.errors.len()), (1, 1, 0), "{additions:?}");
+        assert_eq!((removals.unneeded, removals.writes, removals.errors.len()), (1, 1, 0), "{removals:?}");
+        // A set of which this was seen is compared soon, and what else is wrong with it put right.
+        assert_eq!(apply(&mut sets, now), 1);
+        let expected: Vec<String> = (1..101).filter(|n| ![5, 7].contains(n)).map(|n| format!("10.0.0.{n}")).collect();
+        let listed: BTreeSet<String> = listed("cali40a").into_iter().collect();
+        assert_eq!(listed, expected.into_iter().chain(["10.0.1.1".into(), "10.0.1.2".into()]).collect());
+        // Many of them.
+        sh("ipset flush cali40a");
+        let removed = addresses(10..101);
+        sets.want(Family::V4, &spec.name, SetChange::Delta { added: BTreeSet::new(), removed });
+        sets.write_additions(now);
+        let removals = sets.write_removals(now);
+        assert!(removals.unneeded >= 32 && removals.writes == 1 && removals.errors.is_empty(), "{removals:?}");
+    });
+}
+
+/// U3.e
+#[test]
+fn among_two_thousand_sets_those_that_somebody_touched_are_repaired_without_a_write_to_the_others() {
+    testkit::kernel_test!("ipset");
+    in_new_netns(|| {
+        let now = Instant::now();
+        let mut sets = IpSets::new(&options(), Box::new(Netlink::new(LIMIT)));
+        for n in 0..2000 {
+            want(&mut sets, &spec(&format!("cali40s{n}"), SetKind::Address, 1000), "10.0.0.1 10.0.0.2 10.0.0.3");
+        }
+        let start = Instant::now();
+        apply(&mut sets, now);
+        eprintln!("2,000 sets made: {:?}", start.elapsed());
+        sh("ipset destroy cali40s7; ipset del cali40s8 10.0.0.1; ipset add cali40s9 10.0.0.9
+            ipset del cali40s10 10.0.0.1; ipset add cali40s10 10.0.0.9");
+        let later = now + Duration::from_secs(90);
+        let start = Instant::now();
+        let (additions, removals) = (sets.write_additions(later), sets.write_removals(later));
+        eprintln!("looked after: {:?}", start.elapsed());
+        // One creation with its members, one addition, one removal; the fourth has as many members as expected.
+        assert_eq!((additions.writes, removals.writes), (3, 1), "{additions:?} {removals:?}");
+        let more = sets.next_due().unwrap();
+        assert!(more.0 < later + Duration::from_secs(1) && more.1 == "set comparison", "{more:?}");
+        assert_eq!(apply(&mut sets, later), 2);
+        for set in [7, 8, 9, 10, 11] {
+            assert_eq!(listed(&format!("cali40s{set}")), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        }
+        let mut successor = IpSets::new(&options(), Box::new(Netlink::new(LIMIT)));
+        for n in 0..2000 {
+            want(&mut successor, &spec(&format!("cali40s{n}"), SetKind::Address, 1000), "10.0.0.1 10.0.0.2 10.0.0.3");
+        }
+        let start = Instant::now();
+        let report = successor.write_additions(now);
+        eprintln!("2,000 sets read: {:?}", start.elapsed());
+        assert_eq!((report.reads, report.writes), (2, 0));
     });
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use model::Family;
 use program::{Member, SetKind, SetName};
 
-use super::transport::{Contents, Failure, Listing, Op, SetError, Transport};
+use super::transport::{Contents, Failure, Header, Headers, Listing, Op, SetError, Transport};
 use super::wire;
 
 /// A set in the fake kernel.
@@ -34,6 +34,8 @@ pub(crate) struct FakeKernel {
     pub(crate) interrupted: u32,
     /// Errors for the next reads of single sets.
     pub(crate) unreadable: VecDeque<SetError>,
+    /// Has no headers to give, as the program.
+    pub(crate) plain: bool,
     /// What each destruction costs.
     pub(crate) destroy_time: Duration,
     pub(crate) clock: Instant,
@@ -52,6 +54,7 @@ impl FakeTransport {
             deaf: 0,
             interrupted: 0,
             unreadable: VecDeque::new(),
+            plain: false,
             destroy_time: Duration::ZERO,
             clock: now,
         })))
@@ -177,6 +180,30 @@ impl Transport for FakeTransport {
             kernel.perform(one).map_err(|(done, error)| Failure { op, done, error })?;
         }
         Ok(())
+    }
+
+    fn headers(&mut self) -> Result<Option<Headers>, SetError> {
+        let mut kernel = self.kernel();
+        if kernel.plain {
+            return Ok(None);
+        }
+        kernel.hears()?;
+        kernel.reads += 1;
+        let mut headers = Headers { complete: kernel.complete(), ..Headers::default() };
+        for (n, (name, set)) in kernel.sets.iter().enumerate() {
+            if !headers.complete && n % 2 == 1 {
+                continue;
+            }
+            let header = Header {
+                type_name: wire::type_name(set.kind).to_owned(),
+                family: Some(set.family),
+                max_members: Some(set.max_members),
+                special: set.odd,
+                members: Some(set.members.len() as u32),
+            };
+            headers.ours.extend(SetName::new(name).map(|name| (name, header)));
+        }
+        Ok(Some(headers))
     }
 
     fn now(&self) -> Instant {

@@ -5,15 +5,17 @@
 //! Invariants: per set, what the kernel has is `members - missing + surplus` while `kernel` is
 //! [`Kernel::Read`]; `missing` is a subset of `members`, `surplus` has none of them. Additions never
 //! contain a removal and the reverse (policy.md M-33). Nothing is planned for a set whose contents
-//! are not known, except what creates it.
+//! are not known, except what creates it. A set is never written that cannot hold all its members.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use model::Family;
 use program::{Member, SetKind, SetName, SetSpec};
 
-use super::transport::{Contents, Op};
+use super::members::Members;
+use super::transport::{Contents, Header, Op};
 use super::wire;
 use crate::retry::Backoff;
 
@@ -34,8 +36,10 @@ pub(super) enum Kernel {
     Unread,
     Read {
         fit: Fit,
-        missing: BTreeSet<Member>,
-        surplus: BTreeSet<Member>,
+        /// `maxelem`.
+        room: u32,
+        missing: Members,
+        surplus: Members,
     },
 }
 
@@ -54,32 +58,36 @@ pub(super) enum Fit {
 pub(super) struct Set {
     pub(super) wanted: Option<SetSpec>,
     /// Wanted members that the kernel can hold.
-    pub(super) members: BTreeSet<Member>,
+    pub(super) members: Members,
     /// Wanted members that it cannot hold.
     pub(super) refused: BTreeSet<Member>,
     pub(super) kernel: Kernel,
     pub(super) backoff: Backoff,
     /// Why it is not as wanted; for the operator.
     pub(super) problem: Option<String>,
+    /// Since when it is in use although it is not wanted.
+    pub(super) busy_since: Option<Instant>,
+    /// It was full although there should have been room; once more, and that is so.
+    pub(super) doubted: bool,
 }
 
 impl Set {
     /// The set is wanted with exactly these members. Returns those that no set can hold.
     pub(super) fn replace(&mut self, spec: SetSpec, members: BTreeSet<Member>) -> Vec<Member> {
         let refused = self.want_spec(spec.clone());
-        let (members, bad): (BTreeSet<_>, BTreeSet<_>) = members
-            .into_iter()
-            .filter_map(|member| normalise(member, &spec))
-            .partition(|member| acceptable(member, spec.kind));
+        let mut bad = BTreeSet::new();
+        let good = members.into_iter().filter_map(|member| normalise(member, &spec)).filter(|member| {
+            let good = acceptable(member, spec.kind);
+            if !good {
+                bad.insert(*member);
+            }
+            good
+        });
+        let members: Members = good.collect();
         if let Kernel::Read { missing, surplus, .. } = &mut self.kernel {
-            let in_kernel = |member: &Member| {
-                surplus.contains(member) || (self.members.contains(member) && !missing.contains(member))
-            };
-            let still_missing: BTreeSet<_> = members.iter().filter(|member| !in_kernel(member)).copied().collect();
-            let more = self.members.iter().filter(|member| !missing.contains(member)).copied();
-            let still_surplus: BTreeSet<_> =
-                surplus.iter().copied().chain(more).filter(|member| !members.contains(member)).collect();
-            (*missing, *surplus) = (still_missing, still_surplus);
+            let mut there = self.members.minus(missing);
+            there.join(std::mem::take(surplus));
+            (*missing, *surplus) = (members.minus(&there), there.minus(&members));
         }
         self.members = members;
         let news = bad.difference(&refused).copied().collect();
@@ -107,7 +115,7 @@ impl Set {
                 && let Kernel::Read { missing, surplus, .. } = &mut self.kernel
                 && !missing.remove(&member)
             {
-                surplus.insert(member);
+                surplus.insert(&member);
             }
         }
         let mut news = Vec::new();
@@ -116,11 +124,11 @@ impl Set {
                 if self.refused.insert(member) {
                     news.push(member);
                 }
-            } else if self.members.insert(member)
+            } else if self.members.insert(&member)
                 && let Kernel::Read { missing, surplus, .. } = &mut self.kernel
                 && !surplus.remove(&member)
             {
-                missing.insert(member);
+                missing.insert(&member);
             }
         }
         self.renewed();
@@ -130,7 +138,7 @@ impl Set {
     /// The set is no longer wanted. What the kernel has of it is not tracked any further.
     pub(super) fn unwant(&mut self) {
         self.wanted = None;
-        self.members = BTreeSet::new();
+        self.members.clear();
         self.refused = BTreeSet::new();
         if matches!(self.kernel, Kernel::Read { .. }) {
             self.kernel = Kernel::Unread;
@@ -142,10 +150,21 @@ impl Set {
     fn renewed(&mut self) {
         self.backoff.succeeded();
         self.problem = None;
+        self.busy_since = None;
+        self.doubted = false;
+    }
+
+    /// True if nothing is to be done or said about the set until somebody changes it.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let as_wanted = match &self.kernel {
+            Kernel::Read { fit: Fit::Good, missing, surplus, .. } => missing.is_empty() && surplus.is_empty(),
+            Kernel::Read { .. } | Kernel::Unknown | Kernel::Absent | Kernel::Unread => false,
+        };
+        self.wanted.is_some() && as_wanted && self.refused.is_empty() && self.backoff.due().is_none()
     }
 
     /// Takes what was read; returns true if it differs from what was known before.
-    pub(super) fn read(&mut self, contents: Option<Contents>) -> bool {
+    pub(super) fn read(&mut self, contents: Option<Contents>, limit: u32) -> bool {
         let Some(contents) = contents else {
             let news = !matches!(self.kernel, Kernel::Unknown | Kernel::Absent);
             self.kernel = Kernel::Absent;
@@ -155,52 +174,92 @@ impl Set {
             self.kernel = Kernel::Unread;
             return false;
         };
-        let fit = if contents.type_name != wire::type_name(spec.kind) || contents.family != Some(spec.family) {
-            Fit::Replace
-        } else if contents.odd || contents.max_members != Some(spec.max_members) {
-            Fit::Rebuild
+        let fit = fit(spec, &contents.type_name, contents.family, contents.max_members, contents.odd, limit);
+        let room = contents.max_members.unwrap_or(0);
+        let (missing, surplus) = if fit == Fit::Good {
+            let there: Members = contents.members.into_iter().collect();
+            // An incomplete reading may only add; what it did not show is added again, which is harmless (I3).
+            let surplus = if contents.complete { there.minus(&self.members) } else { Members::default() };
+            (self.members.minus(&there), surplus)
         } else {
-            Fit::Good
+            (self.members.clone(), Members::default())
         };
-        let mut missing = self.members.clone();
-        let mut surplus = BTreeSet::new();
-        if fit == Fit::Good {
-            for member in contents.members {
-                if !missing.remove(&member) && !self.members.contains(&member) {
-                    surplus.insert(member);
-                }
-            }
-            if !contents.complete {
-                // It may only add; what it did not show is added again, which is harmless (I3).
-                surplus.clear();
-            }
-        }
-        let new = Kernel::Read { fit, missing, surplus };
+        let new = Kernel::Read { fit, room, missing, surplus };
         let news = self.kernel != new;
         self.kernel = new;
         news
     }
 
+    /// Whether a header says nothing against what is believed; a set with as many members as expected may still
+    /// have others.
+    pub(super) fn agrees(&self, header: &Header, limit: u32) -> bool {
+        let (Some(spec), Kernel::Read { fit: believed, room, missing, surplus }) = (&self.wanted, &self.kernel) else {
+            return true;
+        };
+        let fit = fit(spec, &header.type_name, header.family, header.max_members, header.special, limit);
+        let expected = (self.members.len() + surplus.len()).saturating_sub(missing.len());
+        let count = header.members.is_none_or(|count| count as usize == expected);
+        // Members of a set that is to be rebuilt are not tracked.
+        fit == *believed && (fit != Fit::Good || (count && header.max_members == Some(*room)))
+    }
+
+    /// Takes what a reading beside the work has found. `touched` are members that were written meanwhile, about
+    /// which it says nothing. Returns true if something was not as believed.
+    pub(super) fn compare(&mut self, contents: Contents, touched: &Members, limit: u32) -> bool {
+        let (Some(spec), Kernel::Read { fit: Fit::Good, missing, surplus, .. }) = (&self.wanted, &mut self.kernel)
+        else {
+            return false;
+        };
+        if fit(spec, &contents.type_name, contents.family, contents.max_members, contents.odd, limit) != Fit::Good {
+            self.kernel = Kernel::Unread;
+            return true;
+        }
+        let there: Members = contents.members.into_iter().collect();
+        let lost = self.members.minus(&there).minus(touched).minus(missing);
+        let mut found = Members::default();
+        if contents.complete {
+            found = there.minus(&self.members).minus(touched).minus(surplus);
+        }
+        let news = !lost.is_empty() || !found.is_empty();
+        missing.join(lost);
+        surplus.join(found);
+        news
+    }
+
+    /// The size to create the set with: as configured, or the next power of two that holds its members.
+    /// `None` if that is more than `limit`.
+    pub(super) fn size(&self, limit: u32) -> Option<u32> {
+        let spec = self.wanted.as_ref()?;
+        if self.members.len() <= spec.max_members as usize {
+            return Some(spec.max_members);
+        }
+        let size = self.members.len().checked_next_power_of_two()?;
+        u32::try_from(size).ok().filter(|size| *size <= limit)
+    }
+
     /// Plans what creates the set, adds its missing members or rebuilds it through the set `temporary`.
-    pub(super) fn additions(&self, name: &SetName, temporary: impl FnOnce() -> Option<SetName>) -> Vec<Op> {
-        let Some(spec) = &self.wanted else {
+    pub(super) fn additions(&self, name: &SetName, limit: u32, temporary: impl FnOnce() -> Option<SetName>) -> Vec<Op> {
+        let (Some(spec), Some(size)) = (&self.wanted, self.size(limit)) else {
             return Vec::new();
         };
         match &self.kernel {
             Kernel::Unknown | Kernel::Unread => Vec::new(),
-            Kernel::Absent => build(name, spec, &self.members),
+            Kernel::Absent => build(name, spec, size, &self.members),
             Kernel::Read { fit: Fit::Replace, .. } => {
                 let mut ops = vec![Op::Destroy { set: name.clone() }];
-                ops.extend(build(name, spec, &self.members));
+                ops.extend(build(name, spec, size, &self.members));
                 ops
             }
             Kernel::Read { fit: Fit::Good, missing, .. } if missing.is_empty() => Vec::new(),
-            Kernel::Read { fit: Fit::Good, missing, surplus } if self.has_room(spec, surplus) => {
-                vec![Op::Add { set: name.clone(), members: missing.iter().copied().collect() }]
+            // The new members fit in beside those that are taken out only later.
+            Kernel::Read { fit: Fit::Good, room, missing, surplus }
+                if self.members.len() + surplus.len() <= *room as usize =>
+            {
+                vec![Op::Add { set: name.clone(), members: missing.to_vec() }]
             }
             Kernel::Read { fit: Fit::Good | Fit::Rebuild, .. } => match temporary() {
                 Some(temporary) => {
-                    let mut ops = build(&temporary, spec, &self.members);
+                    let mut ops = build(&temporary, spec, size, &self.members);
                     ops.push(Op::Swap { set: name.clone(), with: temporary });
                     ops
                 }
@@ -209,18 +268,11 @@ impl Set {
         }
     }
 
-    /// Whether the new members fit in beside those that are taken out only later. If all wanted members
-    /// do not fit in, rebuilding does not help.
-    fn has_room(&self, spec: &SetSpec, surplus: &BTreeSet<Member>) -> bool {
-        let most = spec.max_members as usize;
-        self.members.len() > most || self.members.len() + surplus.len() <= most
-    }
-
     /// Plans what takes surplus members out.
     pub(super) fn removals(&self, name: &SetName) -> Option<Op> {
         match &self.kernel {
             Kernel::Read { fit: Fit::Good, surplus, .. } if self.wanted.is_some() && !surplus.is_empty() => {
-                Some(Op::Remove { set: name.clone(), members: surplus.iter().copied().collect() })
+                Some(Op::Remove { set: name.clone(), members: surplus.to_vec() })
             }
             Kernel::Read { .. } | Kernel::Unknown | Kernel::Absent | Kernel::Unread => None,
         }
@@ -235,9 +287,21 @@ impl Set {
         filled && self.refused.is_empty()
     }
 
-    /// The set was created, empty, as wanted.
-    pub(super) fn created(&mut self) {
-        self.kernel = Kernel::Read { fit: Fit::Good, missing: self.members.clone(), surplus: BTreeSet::new() };
+    /// The set was created, empty, with this size.
+    pub(super) fn created(&mut self, room: u32) {
+        self.kernel = Kernel::Read { fit: Fit::Good, room, missing: self.members.clone(), surplus: Members::default() };
+    }
+
+    /// The set was exchanged for one of this size with all wanted members.
+    pub(super) fn exchanged(&mut self, room: u32) {
+        let (missing, surplus) = (Members::default(), Members::default());
+        self.kernel = Kernel::Read { fit: Fit::Good, room, missing, surplus };
+    }
+
+    /// Nothing of what it has can be kept, whatever that is.
+    pub(super) fn must_be(&mut self, fit: Fit) {
+        let surplus = Members::default();
+        self.kernel = Kernel::Read { fit, room: 0, missing: self.members.clone(), surplus };
     }
 
     /// These members were added to the set itself.
@@ -272,17 +336,26 @@ impl Set {
     }
 }
 
+/// A set may have grown beyond its configured size, even in an earlier life of this program.
+fn fit(spec: &SetSpec, type_name: &str, family: Option<Family>, room: Option<u32>, odd: bool, limit: u32) -> Fit {
+    if type_name != wire::type_name(spec.kind) || family != Some(spec.family) {
+        return Fit::Replace;
+    }
+    let sizes = spec.max_members..=limit.max(spec.max_members);
+    if odd || !room.is_some_and(|room| sizes.contains(&room)) { Fit::Rebuild } else { Fit::Good }
+}
+
 /// Creates a set and fills it.
-fn build(name: &SetName, spec: &SetSpec, members: &BTreeSet<Member>) -> Vec<Op> {
+fn build(name: &SetName, spec: &SetSpec, size: u32, members: &Members) -> Vec<Op> {
     let mut ops = vec![Op::Create {
         name: name.clone(),
         kind: spec.kind,
         family: spec.family,
-        max_members: spec.max_members,
+        max_members: size,
         hash_size: hash_size(members.len()),
     }];
     if !members.is_empty() {
-        ops.push(Op::Add { set: name.clone(), members: members.iter().copied().collect() });
+        ops.push(Op::Add { set: name.clone(), members: members.to_vec() });
     }
     ops
 }
@@ -316,6 +389,11 @@ fn acceptable(member: &Member, kind: SetKind) -> bool {
         | (SetKind::Net, Member::Address(_) | Member::AddressPort { .. })
         | (SetKind::AddressPort, Member::Address(_) | Member::Net(_)) => false,
     }
+}
+
+/// True for names of sets of either family that this program or its predecessors made.
+pub(super) fn is_of_this_program(name: &str) -> bool {
+    Family::BOTH.into_iter().any(|family| is_ours(name, family))
 }
 
 /// True for names of sets that this program or its predecessors made (netfilter.md 17.4).

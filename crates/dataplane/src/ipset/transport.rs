@@ -7,7 +7,7 @@
 //! Invariant: operations are performed in order and stop at the first that fails; what was done before
 //! it stays done, and the failure says exactly how far things got.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use model::Family;
 use program::{Member, SetKind, SetName};
 
+use super::plan;
 use super::restore::Restore;
-use super::wire::{self, Command, Creation, Encoder, Header};
+use super::wire::{self, Command, Creation, Encoder};
 use crate::clock;
 use crate::netlink::{Channel, DumpEnd, NLM_F_CREATE, NLM_F_EXCL, Refusal};
 
@@ -52,7 +53,7 @@ pub enum SetError {
     Missing,
     #[error("a set of this name exists already")]
     Exists,
-    #[error("the set is in use by a rule")]
+    #[error("the set is in use")]
     Busy,
     #[error("the set is full")]
     Full,
@@ -76,6 +77,36 @@ pub struct Listing {
     pub names: Vec<String>,
     /// Proven: the answer had an end, and nothing changed while it was read.
     pub complete: bool,
+}
+
+/// A set without its members.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    pub type_name: String,
+    pub family: Option<Family>,
+    pub max_members: Option<u32>,
+    /// Has options that change what it matches.
+    pub special: bool,
+    /// How many members it has, if the kernel says so (since 4.9).
+    pub members: Option<u32>,
+}
+
+/// All sets of this network namespace, ours and others', with the headers of ours.
+#[derive(Clone, Debug, Default)]
+pub struct Headers {
+    pub ours: BTreeMap<SetName, Header>,
+    /// Sets of others.
+    pub others: usize,
+    /// Proven: the answer had an end, and nothing changed while it was read.
+    pub complete: bool,
+}
+
+/// How far reading a set bit by bit has come.
+#[derive(Debug)]
+pub enum Slice {
+    More,
+    /// `None` if the set does not exist.
+    Done(Option<Contents>),
 }
 
 /// A set as the kernel has it.
@@ -102,6 +133,33 @@ pub trait Transport: fmt::Debug + Send {
     /// Performs operations in order up to the first that fails.
     fn perform(&mut self, ops: &[Op]) -> Result<(), Failure>;
 
+    /// Returns all sets without their members, in one cheap request; `None` if there is no such request.
+    fn headers(&mut self) -> Result<Option<Headers>, SetError> {
+        Ok(None)
+    }
+
+    /// Returns those of `sets` that exist, in one request for everything there is; `None` if there is no such
+    /// request, or not everything is known to have come.
+    fn read_all(&mut self, _sets: &BTreeSet<SetName>) -> Result<Option<Vec<(SetName, Contents)>>, SetError> {
+        Ok(None)
+    }
+
+    /// Begins to read a set or goes on with it, for about `budget` of time. Other requests may come in between;
+    /// a read of another set ends this one.
+    fn read_on(&mut self, set: &SetName, _budget: Duration) -> Result<Slice, SetError> {
+        self.read(set).map(Slice::Done)
+    }
+
+    /// Gives up a read that [`Self::read_on`] has begun: the kernel neither exchanges nor destroys a set that
+    /// is being read.
+    fn stop_reading(&mut self) {}
+
+    /// Returns the sets of which members were there before they were added, or gone before they were removed,
+    /// and how many, since the last call. Empty if the transport cannot tell.
+    fn surprises(&mut self) -> Vec<(SetName, u64)> {
+        Vec::new()
+    }
+
     /// The clock that time budgets are measured with.
     fn now(&self) -> Instant {
         clock::now()
@@ -110,6 +168,11 @@ pub trait Transport: fmt::Debug + Send {
 
 // === netlink ===
 
+/// `IPSET_ERR_EXIST`: of an addition, the member is there; of a removal, it is not (I5).
+const AS_WANTED_ALREADY: i32 = 4103;
+/// Each costs a request of its own.
+const MOST_SURPRISES: u64 = 32;
+
 /// Talks to the kernel through one long-lived netlink socket.
 #[derive(Debug)]
 pub struct Netlink {
@@ -117,6 +180,63 @@ pub struct Netlink {
     encoder: Encoder,
     /// Revision to create each type with, asked once per type and family.
     revisions: BTreeMap<(SetKind, Family), u8>,
+    /// Has a socket of its own, so that other requests can come in between.
+    background: Channel,
+    reading: Option<Reading>,
+    surprises: Vec<(SetName, u64)>,
+}
+
+/// A set that is read bit by bit.
+#[derive(Debug)]
+struct Reading {
+    set: SetName,
+    sequence: u32,
+    gathering: Gathering,
+}
+
+/// What came so far of one set, or of all.
+#[derive(Debug, Default)]
+struct Gathering {
+    sets: Vec<(SetName, Contents)>,
+    /// A message that cannot be understood came in between.
+    broken: bool,
+}
+
+impl Gathering {
+    fn take(&mut self, payload: &[u8], wanted: impl Fn(&str) -> bool) {
+        let Some(part) = wire::part(payload, &wanted) else {
+            self.broken = true;
+            return;
+        };
+        let Some(name) = part.name.as_deref().filter(|name| wanted(name)).and_then(SetName::new) else {
+            return;
+        };
+        // The header comes once, the name with every message (I7).
+        if let Some(header) = part.header {
+            let contents = Contents {
+                type_name: header.type_name,
+                family: header.family,
+                max_members: header.max_members,
+                odd: header.special,
+                ..Contents::default()
+            };
+            self.sets.push((name.clone(), contents));
+        }
+        match self.sets.last_mut() {
+            Some((current, contents)) if *current == name => {
+                contents.odd |= part.odd_members > 0;
+                contents.members.extend(part.members);
+            }
+            Some(_) | None => self.broken = true,
+        }
+    }
+
+    fn finish(mut self, complete: bool) -> Vec<(SetName, Contents)> {
+        for (_, contents) in &mut self.sets {
+            contents.complete = complete && !self.broken;
+        }
+        self.sets
+    }
 }
 
 impl Netlink {
@@ -126,6 +246,9 @@ impl Netlink {
             channel: Channel::new(wire::NETLINK_NETFILTER, timeout, false),
             encoder: Encoder::default(),
             revisions: BTreeMap::new(),
+            background: Channel::new(wire::NETLINK_NETFILTER, timeout, false),
+            reading: None,
+            surprises: Vec::new(),
         }
     }
 
@@ -195,15 +318,25 @@ impl Netlink {
         }
     }
 
+    /// Asks for an error where a member is there already or gone already, so that it can be counted, and goes on
+    /// behind it (users.md U3.d); no longer once there were many.
     fn change_members(&mut self, command: Command, set: &SetName, members: &[Member]) -> Result<(), (usize, SetError)> {
         let mut done = 0;
+        let mut surprises = 0;
         while let Some(rest) = members.get(done..).filter(|rest| !rest.is_empty()) {
             let sequence = self.channel.sequences(1);
-            let (request, count) = self.encoder.members(command, set.as_str(), rest, sequence);
+            let strict = surprises < MOST_SURPRISES;
+            let (request, count) = self.encoder.members(command, set.as_str(), rest, strict, sequence);
             let answer = self.channel.acknowledged(request, sequence, 1).map_err(|error| (done, lost(&error)))?;
             match answer.into_iter().next() {
                 Some(Err(Refusal { code, request })) => {
                     let line = wire::failed_line(&request).filter(|line| (1..=count).contains(line));
+                    if let (AS_WANTED_ALREADY, Some(line)) = (code, line) {
+                        surprises += 1;
+                        done += line;
+                        continue;
+                    }
+                    self.note(set, surprises);
                     let error = match (error_of(code), line) {
                         (SetError::Other(text), Some(_)) => SetError::Member(text),
                         (error, _) => error,
@@ -213,7 +346,14 @@ impl Netlink {
                 Some(Ok(())) | None => done += count,
             }
         }
+        self.note(set, surprises);
         Ok(())
+    }
+
+    fn note(&mut self, set: &SetName, surprises: u64) {
+        if surprises > 0 {
+            self.surprises.push((set.clone(), surprises));
+        }
     }
 }
 
@@ -230,7 +370,7 @@ impl Transport for Netlink {
         let request = self.encoder.list_names(sequence);
         let mut names = Vec::new();
         let mut understood = true;
-        let end = self.channel.dump(request, sequence, |payload| match wire::part(payload) {
+        let end = self.channel.dump(request, sequence, |payload| match wire::part(payload, |_| true) {
             Some(part) => names.extend(part.name),
             None => understood = false,
         });
@@ -241,37 +381,82 @@ impl Transport for Netlink {
         }
     }
 
+    fn headers(&mut self) -> Result<Option<Headers>, SetError> {
+        let sequence = self.channel.sequences(1);
+        let request = self.encoder.list_headers(sequence);
+        let mut headers = Headers::default();
+        let mut understood = true;
+        let end = self.channel.dump(request, sequence, |payload| match wire::part(payload, plan::is_of_this_program) {
+            Some(wire::Part { name: Some(name), header: Some(header), .. }) => {
+                let wire::Header { type_name, family, max_members, special, count } = header;
+                let header = Header { type_name, family, max_members, special, members: count };
+                headers.ours.extend(SetName::new(&name).map(|name| (name, header)));
+            }
+            Some(_) => headers.others += 1,
+            None => understood = false,
+        });
+        match end.map_err(|error| lost(&error))? {
+            DumpEnd::Complete => headers.complete = understood,
+            DumpEnd::Interrupted => (),
+            DumpEnd::Refused(code) => return Err(error_of(code)),
+        }
+        Ok(Some(headers))
+    }
+
+    fn read_all(&mut self, sets: &BTreeSet<SetName>) -> Result<Option<Vec<(SetName, Contents)>>, SetError> {
+        let sequence = self.channel.sequences(1);
+        let request = self.encoder.list_all(sequence);
+        let names: BTreeSet<&str> = sets.iter().map(SetName::as_str).collect();
+        let mut gathering = Gathering::default();
+        let end = self.channel.dump(request, sequence, |payload| gathering.take(payload, |name| names.contains(name)));
+        match end.map_err(|error| lost(&error))? {
+            DumpEnd::Complete if !gathering.broken => Ok(Some(gathering.finish(true))),
+            DumpEnd::Complete | DumpEnd::Interrupted | DumpEnd::Refused(_) => Ok(None),
+        }
+    }
+
     fn read(&mut self, set: &SetName) -> Result<Option<Contents>, SetError> {
         let sequence = self.channel.sequences(1);
         let request = self.encoder.list(set.as_str(), sequence);
-        let mut header: Option<Header> = None;
-        let mut contents = Contents::default();
-        let mut understood = true;
-        let end = self.channel.dump(request, sequence, |payload| match wire::part(payload) {
-            // The header comes once, the name with every message (I7).
-            Some(part) if part.name.as_deref() == Some(set.as_str()) => {
-                contents.odd |= part.odd_members > 0;
-                contents.members.extend(part.members);
-                header = header.take().or(part.header);
+        let mut gathering = Gathering::default();
+        let end = self.channel.dump(request, sequence, |payload| gathering.take(payload, |name| name == set.as_str()));
+        one_set(end.map_err(|error| lost(&error))?, gathering)
+    }
+
+    fn read_on(&mut self, set: &SetName, budget: Duration) -> Result<Slice, SetError> {
+        let start = self.now();
+        let mut reading = match self.reading.take() {
+            Some(reading) if reading.set == *set => reading,
+            Some(_) | None => {
+                self.background.close();
+                let sequence = self.background.sequences(1);
+                let request = self.encoder.list(set.as_str(), sequence);
+                self.background.begin_dump(request).map_err(|error| lost(&error))?;
+                Reading { set: set.clone(), sequence, gathering: Gathering::default() }
             }
-            Some(_) | None => understood = false,
-        });
-        match end.map_err(|error| lost(&error))? {
-            DumpEnd::Complete => contents.complete = understood && header.is_some(),
-            DumpEnd::Interrupted => (),
-            DumpEnd::Refused(code) => {
-                let error = error_of(code);
-                return if error == SetError::Missing { Ok(None) } else { Err(error) };
+        };
+        loop {
+            let gathering = &mut reading.gathering;
+            let take = |payload: &[u8]| gathering.take(payload, |name| name == set.as_str());
+            let end = self.background.dump_on(reading.sequence, take).map_err(|error| lost(&error))?;
+            if let Some(end) = end {
+                return one_set(end, reading.gathering).map(Slice::Done);
+            }
+            if self.now().saturating_duration_since(start) >= budget {
+                self.reading = Some(reading);
+                return Ok(Slice::More);
             }
         }
-        let Some(header) = header else {
-            return Err(SetError::Other("the answer has no header".to_owned()));
-        };
-        contents.type_name = header.type_name;
-        contents.family = header.family;
-        contents.max_members = header.max_members;
-        contents.odd |= header.special;
-        Ok(Some(contents))
+    }
+
+    fn stop_reading(&mut self) {
+        if self.reading.take().is_some() {
+            self.background.close();
+        }
+    }
+
+    fn surprises(&mut self) -> Vec<(SetName, u64)> {
+        std::mem::take(&mut self.surprises)
     }
 
     fn perform(&mut self, ops: &[Op]) -> Result<(), Failure> {
@@ -280,6 +465,20 @@ impl Transport for Netlink {
         }
         Ok(())
     }
+}
+
+/// What the answer about one set amounts to.
+fn one_set(end: DumpEnd, gathering: Gathering) -> Result<Option<Contents>, SetError> {
+    let complete = match end {
+        DumpEnd::Complete => true,
+        DumpEnd::Interrupted => false,
+        DumpEnd::Refused(code) => {
+            let error = error_of(code);
+            return if error == SetError::Missing { Ok(None) } else { Err(error) };
+        }
+    };
+    let contents = gathering.finish(complete).pop().map(|(_, contents)| contents);
+    contents.map(Some).ok_or_else(|| SetError::Other("the answer has no header".to_owned()))
 }
 
 fn lost(error: &io::Error) -> SetError {
@@ -291,7 +490,8 @@ fn error_of(code: i32) -> SetError {
     let text = match code {
         2 => return SetError::Missing,
         17 => return SetError::Exists,
-        4100 | 4108 => return SetError::Busy,
+        // EBUSY: somebody lists the set at this moment.
+        16 | 4100 | 4108 => return SetError::Busy,
         4352 => return SetError::Full,
         4098 => return SetError::TypeUnknown,
         4101 => return SetError::Missing,
@@ -358,5 +558,25 @@ impl Transport for Automatic {
 
     fn perform(&mut self, ops: &[Op]) -> Result<(), Failure> {
         self.chosen().perform(ops)
+    }
+
+    fn headers(&mut self) -> Result<Option<Headers>, SetError> {
+        self.chosen().headers()
+    }
+
+    fn read_all(&mut self, sets: &BTreeSet<SetName>) -> Result<Option<Vec<(SetName, Contents)>>, SetError> {
+        self.chosen().read_all(sets)
+    }
+
+    fn read_on(&mut self, set: &SetName, budget: Duration) -> Result<Slice, SetError> {
+        self.chosen().read_on(set, budget)
+    }
+
+    fn stop_reading(&mut self) {
+        self.chosen().stop_reading();
+    }
+
+    fn surprises(&mut self) -> Vec<(SetName, u64)> {
+        self.chosen().surprises()
     }
 }

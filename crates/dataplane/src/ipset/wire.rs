@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use model::Family;
 use program::{Member, SetKind};
 
-use crate::netlink::{HEADER_LENGTH, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, attributes, finish_message, start_message};
+use crate::netlink::{
+    HEADER_LENGTH, NLM_F_ACK, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, attributes, finish_message, start_message,
+};
 
 /// `NETLINK_NETFILTER`.
 pub(crate) const NETLINK_NETFILTER: isize = 12;
@@ -69,10 +71,13 @@ mod data {
     pub(super) const MAXELEM: u16 = 19;
     pub(super) const NETMASK: u16 = 20;
     pub(super) const BITMASK: u16 = 12;
+    pub(super) const ELEMENTS: u16 = 24;
 }
 
 /// `IPSET_FLAG_LIST_SETNAME`.
 const LIST_NAMES: u32 = 2;
+/// `IPSET_FLAG_LIST_HEADER`.
+const LIST_HEADERS: u32 = 4;
 /// `IPSET_FLAG_NOMATCH`: the member is an exception, not a member.
 const FLAG_NOMATCH: u32 = 4;
 /// `IPSET_FLAG_WITH_FORCEADD`: a full set throws members out.
@@ -172,6 +177,19 @@ impl Encoder {
         self.finish()
     }
 
+    /// Asks for all sets without their members.
+    pub(crate) fn list_headers(&mut self, sequence: u32) -> &[u8] {
+        self.start(Command::List, NLM_F_REQUEST | NLM_F_DUMP, sequence);
+        self.word(attribute::FLAGS, LIST_HEADERS);
+        self.finish()
+    }
+
+    /// Asks for all sets with all members.
+    pub(crate) fn list_all(&mut self, sequence: u32) -> &[u8] {
+        self.start(Command::List, NLM_F_REQUEST | NLM_F_DUMP, sequence);
+        self.finish()
+    }
+
     /// Asks for one set with all members.
     pub(crate) fn list(&mut self, name: &str, sequence: u32) -> &[u8] {
         self.start(Command::List, NLM_F_REQUEST | NLM_F_DUMP, sequence);
@@ -180,15 +198,17 @@ impl Encoder {
     }
 
     /// Adds or removes as many members as fit into one message; returns the message and how many.
-    /// Without `NLM_F_EXCL` members that are already there, or already gone, are fine (I3).
+    /// Members that are already there, or already gone, are fine unless `strict` asks for an error (I3).
     pub(crate) fn members(
         &mut self,
         command: Command,
         name: &str,
         members: &[Member],
+        strict: bool,
         sequence: u32,
     ) -> (&[u8], usize) {
-        self.start(command, NLM_F_REQUEST | NLM_F_ACK, sequence);
+        let strict = if strict { NLM_F_EXCL } else { 0 };
+        self.start(command, NLM_F_REQUEST | NLM_F_ACK | strict, sequence);
         self.text(attribute::SETNAME, name);
         // The kernel fills this in when a member fails.
         self.attribute(attribute::LINENO, &0u32.to_ne_bytes());
@@ -295,6 +315,8 @@ pub(crate) struct Header {
     pub(crate) max_members: Option<u32>,
     /// Has an option that changes what it matches or keeps: time limit, netmask, forced addition.
     pub(crate) special: bool,
+    /// How many members it has, if the kernel says so.
+    pub(crate) count: Option<u32>,
 }
 
 /// Part of a set, as one message of a dump carries it.
@@ -307,17 +329,25 @@ pub(crate) struct Part {
     pub(crate) odd_members: u64,
 }
 
-/// Reads one message of a dump, from after its header. Returns `None` if it is malformed.
-pub(crate) fn part(payload: &[u8]) -> Option<Part> {
+/// Reads one message of a dump, from after its header. Returns `None` if it is malformed. Of sets whose names
+/// `ours` does not know only the name is read: they may be of any type and revision (users.md U3.a).
+pub(crate) fn part(payload: &[u8], ours: impl Fn(&str) -> bool) -> Option<Part> {
     let mut part = Part::default();
     let mut header = Header::default();
     let mut has_header = false;
     for attribute in attributes(payload.get(GENERIC_LENGTH..)?) {
         let (kind, value) = attribute?;
         match kind {
-            attribute::SETNAME => part.name = Some(text(value)?),
+            attribute::SETNAME => {
+                let name = text(value);
+                let known = ours(&name);
+                part.name = Some(name);
+                if !known {
+                    return Some(part);
+                }
+            }
             attribute::TYPENAME => {
-                header.type_name = text(value)?;
+                header.type_name = text(value);
                 has_header = true;
             }
             attribute::FAMILY => {
@@ -331,6 +361,7 @@ pub(crate) fn part(payload: &[u8]) -> Option<Part> {
                 for attribute in attributes(value) {
                     match attribute? {
                         (data::MAXELEM, value) => header.max_members = Some(word(value)?),
+                        (data::ELEMENTS, value) => header.count = Some(word(value)?),
                         (data::TIMEOUT | data::NETMASK | data::BITMASK, _) => header.special = true,
                         (data::FLAGS, value) => header.special |= word(value)? & FLAG_FORCEADD != 0,
                         _ => (),
@@ -427,15 +458,15 @@ fn word(value: &[u8]) -> Option<u32> {
     value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
-fn text(value: &[u8]) -> Option<String> {
-    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
-    String::from_utf8(value.get(..end)?.to_vec()).ok()
+/// Names of others' sets are any bytes; none of ours has any that is replaced here.
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{NLM_F_CREATE, NLM_F_EXCL};
+    use crate::netlink::NLM_F_CREATE;
 
     fn hex(text: &str) -> Vec<u8> {
         let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
@@ -465,7 +496,7 @@ mod tests {
     fn two_members_in_one_message_have_the_bytes_that_the_kernel_accepted() {
         let members = ["10.0.0.1", "10.0.0.2"].map(|text| Member::Address(text.parse().unwrap()));
         let mut encoder = Encoder::default();
-        let (bytes, count) = encoder.members(Command::Add, "cali40x", &members, 4);
+        let (bytes, count) = encoder.members(Command::Add, "cali40x", &members, false, 4);
         let mut expected = hex("64000000 0906 0502 04000000 00000000 02000000 0500 0100 06000000
             0c00 0200 63616c6934307800  0800 0900 00000000
             3400 0880
@@ -488,9 +519,9 @@ mod tests {
             Member::AddressPort { address: "fd00::1".parse().unwrap(), protocol: 6, port: 80 },
         ];
         let mut encoder = Encoder::default();
-        let (bytes, count) = encoder.members(Command::Add, "x", &members, 1);
+        let (bytes, count) = encoder.members(Command::Add, "x", &members, false, 1);
         assert_eq!(count, members.len());
-        let part = part(&bytes[HEADER_LENGTH..]).unwrap();
+        let part = part(&bytes[HEADER_LENGTH..], |_| true).unwrap();
         assert_eq!((part.name.as_deref(), part.members.as_slice()), (Some("x"), members.as_slice()));
         assert!(part.header.is_none() && part.odd_members == 0);
     }
@@ -499,7 +530,7 @@ mod tests {
     fn a_long_list_is_cut_at_sixteen_thousand_bytes() {
         let members: Vec<Member> = (0..100_000u32).map(|n| Member::Address(IpAddr::from(n.to_be_bytes()))).collect();
         let mut encoder = Encoder::default();
-        let (bytes, count) = encoder.members(Command::Add, "x", &members, 1);
+        let (bytes, count) = encoder.members(Command::Add, "x", &members, false, 1);
         assert!(bytes.len() < 16_100 && count == 667, "{} {count}", bytes.len());
     }
 
@@ -514,25 +545,40 @@ mod tests {
             encoder.word(kind, value);
             encoder.close(element);
             encoder.close(list);
-            let part = part(&encoder.finish()[HEADER_LENGTH..]).unwrap();
+            let part = part(&encoder.finish()[HEADER_LENGTH..], |_| true).unwrap();
             assert_eq!((part.members.len(), part.odd_members), (0, 1));
         }
+    }
+
+    #[test]
+    fn of_others_sets_only_the_name_is_read_whatever_its_bytes() {
+        let mut encoder = Encoder::default();
+        encoder.start(Command::List, 0, 1);
+        encoder.attribute(attribute::SETNAME, b"caf\xe9\0");
+        encoder.attribute(attribute::DATA, &[1]);
+        let payload = encoder.finish()[HEADER_LENGTH..].to_vec();
+        let part = super::part(&payload, |name| name.starts_with("cali")).unwrap();
+        assert_eq!((part.name.as_deref(), part.header), (Some("caf\u{fffd}"), None));
     }
 
     #[test]
     fn malformed_answers_are_refused_without_panic() {
         let member = Member::AddressPort { address: "fd00::1".parse().unwrap(), protocol: 6, port: 80 };
         let mut encoder = Encoder::default();
-        let whole = encoder.members(Command::Add, "x", &[member], 1).0[HEADER_LENGTH..].to_vec();
+        let whole = encoder.members(Command::Add, "x", &[member], false, 1).0[HEADER_LENGTH..].to_vec();
         for cut in 0..whole.len() {
-            let _ =
-                (part(&whole[..cut]), revisions(&whole[..cut]), protocols(&whole[..cut]), failed_line(&whole[..cut]));
+            let _ = (
+                part(&whole[..cut], |_| true),
+                revisions(&whole[..cut]),
+                protocols(&whole[..cut]),
+                failed_line(&whole[..cut]),
+            );
             let mut damaged = whole.clone();
             for value in [0, 1, 3, 0x7f, 0xff] {
                 damaged[cut] = value;
-                let _ = (part(&damaged), revisions(&damaged), failed_line(&damaged));
+                let _ = (part(&damaged, |_| true), revisions(&damaged), failed_line(&damaged));
             }
         }
-        assert!(part(&[2, 0, 0, 0, 9, 0, 1, 0]).is_none());
+        assert!(part(&[2, 0, 0, 0, 9, 0, 1, 0], |_| true).is_none());
     }
 }

@@ -170,6 +170,7 @@ impl FamilyTables {
             held: driver.held(),
             repaired: stats.repaired,
             lines: stats.lines,
+            ..DriverReport::default()
         })
     }
 }
