@@ -1,0 +1,404 @@
+//! The kernel stays as it has to be whatever others do to it, at a price that is known, and without noise in the log.
+#![allow(clippy::unwrap_used, reason = "a test that meets something unexpected fails")]
+#![allow(clippy::print_stdout, reason = "what was measured is for whoever asks with --nocapture")]
+
+use std::time::{Duration, Instant};
+
+use felix_tests::agent::{Agent, Start, Variant, end_to_end};
+use felix_tests::data::{Content, SG_A, edit, policy_key};
+use felix_tests::kernel::{Kernel, wait_for};
+use felix_tests::solo::{Solo, ghosts};
+use felix_tests::watch::Wrappers;
+use model::Family;
+use serde_json::json;
+
+/// How long what no bar is about may take, with everything else that runs beside the test.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `done`, and returns how long that took.
+fn until(what: &str, agent: &Agent, mut done: impl FnMut() -> bool) -> Duration {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}\n{}", agent.log().unwrap());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    began.elapsed()
+}
+
+fn warnings(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).collect()
+}
+
+/// Bar U3.a: an ipset program that fails whatever it is told, and sets of others of every type there is, change
+/// nothing: the sets are right, the log has no warning and does not mention the others.
+#[test]
+fn sets_need_no_ipset_program_and_do_not_mind_those_of_others_legacy() {
+    without_ipset(Variant::Legacy);
+}
+
+#[test]
+fn sets_need_no_ipset_program_and_do_not_mind_those_of_others_nft() {
+    without_ipset(Variant::Nft);
+}
+
+const FOREIGN_SETS: &str = "\
+ipset create their-a bitmap:ip range 192.0.2.0/24 timeout 600 counters comment
+ipset create their-b bitmap:ip,mac range 192.0.2.0/24 skbinfo
+ipset create their-c bitmap:port range 0-1000
+ipset create their-d hash:ip,port,ip family inet6
+ipset create their-e hash:ip,port,net
+ipset create their-f hash:ip,mark markmask 0xff
+ipset create their-g hash:mac
+ipset create their-h hash:net,iface family inet6 forceadd
+ipset create their-i hash:net,net comment
+ipset create their-j hash:net,port,net
+ipset create their-k list:set size 4
+ipset add their-k their-a
+ipset add their-a 192.0.2.7 comment \"somebody's\"
+ipset add their-h fd00::/64,physdev:eth9
+ipset create cali-5-theirs hash:ip
+ipset add cali-5-theirs 192.0.2.9";
+
+fn without_ipset(variant: Variant) {
+    if !end_to_end() {
+        return;
+    }
+    let solo = Solo::new().unwrap();
+    // Not every kernel has every type.
+    for line in FOREIGN_SETS.lines() {
+        drop(solo.host().sh(line));
+    }
+    let made = solo.host().sh("ipset list -n | wc -l").unwrap();
+    assert!(made.trim().parse::<u32>().unwrap() >= 6, "{made} sets of others");
+    let theirs = || solo.host().sh("ipset save | grep -v 'cali[46]0'").unwrap();
+    let before = theirs();
+    let real = solo.host().sh("command -v ipset").unwrap();
+    let broken = solo.directory().join("ipset");
+    let called = solo.directory().join("called");
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >> {}\necho 'Kernel and userspace incompatible' >&2\nexit 1\n",
+        called.display()
+    );
+    std::fs::write(&broken, script).unwrap();
+    solo.host().sh(&format!("chmod 755 {}", broken.display())).unwrap();
+    let agent = solo.agent(variant);
+    let before_it = format!("{}\nmount --bind {} $(realpath {real})", agent.before, broken.display());
+    let agent = solo.start(&Start { before: &before_it, ..agent }).unwrap();
+    let kernel = Kernel::read(solo.host(), variant).unwrap();
+    for machine in solo.machines() {
+        for address in &machine.addresses {
+            assert!(kernel.mentions(&format!(" has {address}")), "{address}\n{}", agent.log().unwrap());
+        }
+    }
+
+    // Members and sets come and go.
+    let ghosts = ghosts(solo.content(), "compute-9", 20).unwrap();
+    solo.store().put_all(ghosts.clone()).unwrap();
+    let has = |text: &'static str| move |kernel: &Kernel| kernel.mentions(text);
+    wait_for(solo.host(), variant, "a new member", has("has fd00:65::67:13")).unwrap();
+    ghosts.iter().for_each(|(key, _)| solo.store().delete(key).unwrap());
+    wait_for(solo.host(), variant, "no member", |kernel| !kernel.mentions("has fd00:65::67:")).unwrap();
+
+    let log = agent.stop().unwrap();
+    assert_eq!(theirs(), before);
+    assert_eq!(warnings(&log), [""; 0], "{log}");
+    assert!(!log.contains("their"), "{log}");
+    assert!(!called.exists(), "ipset was started: {}", std::fs::read_to_string(&called).unwrap());
+}
+
+/// Bar U3.c: a set that somebody else's rule uses cannot be destroyed. That is no error and nothing in the log; when the
+/// rule goes, so does the set.
+#[test]
+fn a_set_that_somebody_else_uses_is_let_go_of_quietly_legacy() {
+    busy_set(Variant::Legacy);
+}
+
+#[test]
+fn a_set_that_somebody_else_uses_is_let_go_of_quietly_nft() {
+    busy_set(Variant::Nft);
+}
+
+fn busy_set(variant: Variant) {
+    if !end_to_end() {
+        return;
+    }
+    let solo = Solo::new().unwrap();
+    let agent = solo.start(&solo.agent(variant)).unwrap();
+    let kernel = Kernel::read(solo.host(), variant).unwrap();
+    // The usual cause: leftovers in the other variant.
+    let other = if variant == Variant::Legacy { Variant::Nft } else { Variant::Legacy };
+    let sets: Vec<String> = kernel.seeds().keys().filter(|name| name.contains("0s:")).cloned().collect();
+    assert_eq!(sets.len(), 4, "{sets:?}");
+    let mut rules = String::new();
+    for set in &sets {
+        let tool = if set.starts_with("cali4") { "iptables" } else { "ip6tables" };
+        rules += &format!("{tool}-{} -w @ OUTPUT -m set --match-set {set} src -j RETURN\n", other.word());
+    }
+    solo.host().sh(&rules.replace('@', "-A")).unwrap();
+
+    // Nobody is in a group any more, so no set is wanted.
+    for machine in solo.machines() {
+        solo.store().delete(&machine.key).unwrap();
+    }
+    wait_for(solo.host(), variant, "the machines' chains to go", |kernel| !kernel.mentions("cali-tw-tap")).unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    let kernel = Kernel::read(solo.host(), variant).unwrap();
+    assert!(sets.iter().all(|set| kernel.seeds().contains_key(set)), "{:?}", kernel.seeds());
+    assert_eq!(warnings(&agent.log().unwrap()), [""; 0]);
+
+    solo.host().sh(&rules.replace('@', "-D")).unwrap();
+    let took = until("the sets to go", &agent, || {
+        let kernel = Kernel::read(solo.host(), variant).unwrap();
+        sets.iter().all(|set| !kernel.seeds().contains_key(set))
+    });
+    let log = agent.stop().unwrap();
+    assert_eq!(warnings(&log), [""; 0], "{log}");
+    println!("{variant:?}: gone after {took:?}");
+}
+
+/// Bar U3.d: a member that is to go and has gone, or is to come and is there, is as it has to be: no error, and the set
+/// is not made anew.
+#[test]
+fn a_member_that_is_already_as_it_should_be_is_fine_legacy() {
+    members_ahead(Variant::Legacy);
+}
+
+#[test]
+fn a_member_that_is_already_as_it_should_be_is_fine_nft() {
+    members_ahead(Variant::Nft);
+}
+
+fn members_ahead(variant: Variant) {
+    if !end_to_end() {
+        return;
+    }
+    let solo = Solo::new().unwrap();
+    let ghosts = ghosts(solo.content(), "compute-9", 6).unwrap();
+    // Three that go, three that come.
+    solo.store().put_all(ghosts[..3].iter().cloned()).unwrap();
+    let agent = solo.start(&solo.agent(variant)).unwrap();
+    let kernel = Kernel::read(solo.host(), variant).unwrap();
+    let addresses = |number: usize| [format!("10.67.0.{}", 50 + number), format!("fd00:65::67:{number:x}")];
+    let mut script = String::new();
+    for address in addresses(0) {
+        let set = set_with(&kernel, &address);
+        let family = usize::from(address.contains(':'));
+        script += &format!("ipset del {set} {address}\nipset add {set} {}\n", addresses(3)[family]);
+    }
+    solo.host().sh(&script).unwrap();
+    solo.store().delete(&ghosts[0].0).unwrap();
+    solo.store().put_all(ghosts[3..].iter().cloned()).unwrap();
+    let after = wait_for(solo.host(), variant, "the last member", |kernel| {
+        addresses(5).iter().all(|address| kernel.mentions(&format!(" has {address}")))
+    })
+    .unwrap();
+    for number in 0..6 {
+        for address in addresses(number) {
+            assert_eq!(after.mentions(&format!(" has {address}")), number != 0, "{address}");
+        }
+    }
+    assert_eq!(kernel.seeds(), after.seeds(), "a set was made anew");
+    let log = agent.stop().unwrap();
+    assert_eq!(warnings(&log), [""; 0], "{log}");
+}
+
+/// Returns the set that has an address.
+fn set_with(kernel: &Kernel, address: &str) -> String {
+    let lines = kernel.about(" has ");
+    let line = lines.iter().find(|line| line.ends_with(&format!(" has {address}"))).expect("a set");
+    line.split(' ').nth(1).unwrap().to_owned()
+}
+
+/// Bar U3.e: of two thousand sets one vanishes, with the rule that used it. It is back within a refresh, and no other
+/// set is made anew.
+#[test]
+fn one_set_of_two_thousand_is_repaired_alone_legacy() {
+    vanished_set(Variant::Legacy);
+}
+
+#[test]
+fn one_set_of_two_thousand_is_repaired_alone_nft() {
+    vanished_set(Variant::Nft);
+}
+
+fn vanished_set(variant: Variant) {
+    const REFRESH: Duration = Duration::from_secs(5);
+    if !end_to_end() {
+        return;
+    }
+    let solo = Solo::new().unwrap();
+    solo.store().put_all(selectors(solo.content(), 20, 50)).unwrap();
+    let seconds = REFRESH.as_secs().to_string();
+    let settings = [("FELIX_IPSETSREFRESHINTERVAL", seconds.as_str()), ("FELIX_IPTABLESREFRESHINTERVAL", &seconds)];
+    let agent = solo.start(&Start { settings: &settings, ..solo.agent(variant) }).unwrap();
+    let base = Kernel::read(solo.host(), variant).unwrap();
+    assert!(base.seeds().len() >= 2000, "{} sets", base.seeds().len());
+
+    for family in Family::BOTH {
+        let (tool, word) = if family == Family::V4 { ("iptables", "cali40s:") } else { ("ip6tables", "cali60s:") };
+        let set = set_with_few_users(&base, word);
+        let rules = base.about(&format!("--match-set {set} "));
+        let chain = rules[0].split(' ').nth(2).unwrap();
+        let tool = format!("{tool}-{}", variant.word());
+        solo.host().sh(&format!("{tool} -w -F {chain}; ipset destroy {set}")).unwrap();
+        let began = Instant::now();
+        let limit = REFRESH + Duration::from_secs(5);
+        let kernel = loop {
+            let kernel = Kernel::read(solo.host(), variant).unwrap();
+            if base.differences(&kernel).is_empty() {
+                break kernel;
+            }
+            assert!(began.elapsed() < limit, "{:#?}\n{}", base.differences(&kernel), agent.log().unwrap());
+        };
+        println!("{variant:?} {family}: repaired after {:?}", began.elapsed());
+        let anew: Vec<&String> = kernel
+            .seeds()
+            .iter()
+            .filter(|(name, seed)| base.seeds().get(*name) != Some(seed))
+            .map(|(name, _)| name)
+            .collect();
+        // The one that vanished before is new, too.
+        assert!(anew.contains(&&set) && anew.len() == usize::from(family == Family::V6) + 1, "{anew:?}");
+    }
+    agent.stop().unwrap();
+}
+
+/// Returns a set that the rules of one chain only use.
+fn set_with_few_users(kernel: &Kernel, word: &str) -> String {
+    let mut names = kernel.seeds().keys().filter(|name| name.starts_with(word));
+    let fits = |name: &&String| {
+        let rules = kernel.about(&format!("--match-set {name} "));
+        let chains: std::collections::BTreeSet<_> = rules.iter().filter_map(|rule| rule.split(' ').nth(2)).collect();
+        chains.len() == 1
+    };
+    names.find(fits).expect("a set of one chain").clone()
+}
+
+/// Returns groups whose rules have a selector of their own each, for both families.
+fn selectors(content: &Content, groups: usize, rules: usize) -> Vec<(String, String)> {
+    let group = |number: usize| {
+        let name = format!("many-{number:04}");
+        let rule = |rule: usize| {
+            let selector = format!("many == '{number}-{rule}'");
+            json!({"action": "Allow", "protocol": 6, "source": {"selector": selector},
+                "destination": {"ports": [1000 + rule]}})
+        };
+        let value = edit(&content[&policy_key(SG_A)], |object| {
+            object["metadata"]["name"] = json!(format!("ossg.default.{name}"));
+            object["spec"]["ingress"] = (0..rules).map(rule).collect();
+            Ok(())
+        });
+        (policy_key(&name), value.unwrap())
+    };
+    (0..groups).map(group).collect()
+}
+
+/// Bar U15.e: when a rule of ours in a shared chain has been displaced, one transaction of that table puts it right and
+/// touches nothing but rules of ours in that chain; no other table is written.
+#[test]
+fn a_displaced_hook_is_put_right_in_one_transaction_of_its_table_legacy() {
+    displaced(Variant::Legacy);
+}
+
+#[test]
+fn a_displaced_hook_is_put_right_in_one_transaction_of_its_table_nft() {
+    displaced(Variant::Nft);
+}
+
+fn displaced(variant: Variant) {
+    if !end_to_end() {
+        return;
+    }
+    let solo = Solo::new().unwrap();
+    // The look after a write tells of the change if nothing else does.
+    let settings = [("FELIX_IPTABLESREFRESHINTERVAL", "5")];
+    let wrappers = Wrappers::new().unwrap();
+    let path = wrappers.path();
+    for family in Family::BOTH {
+        let tool = if family == Family::V4 { "iptables" } else { "ip6tables" };
+        solo.host()
+            .sh(&format!("{tool}-{} -w -A FORWARD -m comment --comment foreign-1 -j RETURN", variant.word()))
+            .unwrap();
+    }
+    let start = Start { path_prefix: Some(&path), settings: &settings, ..solo.agent(variant) };
+    let agent = solo.start(&start).unwrap();
+    for family in Family::BOTH {
+        let tool = if family == Family::V4 { "iptables" } else { "ip6tables" };
+        let (before, lines_before) =
+            (wrappers.transactions(solo.host()).unwrap(), wrappers.writes(solo.host()).unwrap());
+        let command = format!("{tool}-{}", variant.word());
+        solo.host().sh(&format!("{command} -w -I FORWARD -m comment --comment foreign-2 -j RETURN")).unwrap();
+        let first = || {
+            let kernel = Kernel::read(solo.host(), variant).unwrap();
+            let first = kernel.about(&format!("{tool} filter FORWARD 001")).join("");
+            (first.contains("cali-FORWARD"), kernel)
+        };
+        until("our rule to be first", &agent, || first().0);
+        // What else it might do, it does soon.
+        std::thread::sleep(Duration::from_secs(1));
+        let kernel = first().1;
+        let order: Vec<&str> = kernel.about(&format!("{tool} filter FORWARD 0"));
+        let place = |text: &str| order.iter().position(|rule| rule.contains(text)).unwrap();
+        assert!(place("foreign-2") < place("foreign-1"), "{order:?}");
+        assert_eq!(order.len(), 5, "{order:?}");
+
+        let (after, lines) = (wrappers.transactions(solo.host()).unwrap(), wrappers.writes(solo.host()).unwrap());
+        let written: Vec<(&String, usize)> = after
+            .iter()
+            .map(|(table, count)| (table, count - before.get(table).unwrap_or(&0)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        assert_eq!(written, [(&format!("{command}-restore filter"), 1)], "{}", agent.log().unwrap());
+        let mut new = lines;
+        for line in &lines_before {
+            let at = new.iter().position(|other| other == line).unwrap();
+            new.remove(at);
+        }
+        assert!(!new.is_empty());
+        for line in &new {
+            let (_, change) = line.split_once(": ").unwrap();
+            let in_place = ["-D FORWARD ", "-I FORWARD ", "-A FORWARD "].iter().any(|start| change.starts_with(start));
+            assert!(in_place && change.contains("cali:") && !change.contains("foreign"), "{line}\n{new:#?}");
+        }
+    }
+    agent.stop().unwrap();
+}
+
+/// Bar U5.c: programs that take long are waited for as long as they take; the agent neither gives up nor ends, and the
+/// kernel becomes what it has to be. `FELIX_SLOW` says how many seconds every call takes (`make slow`: a minute).
+#[test]
+fn slow_programs_are_waited_for_legacy() {
+    slow_programs(Variant::Legacy);
+}
+
+#[test]
+fn slow_programs_are_waited_for_nft() {
+    slow_programs(Variant::Nft);
+}
+
+fn slow_programs(variant: Variant) {
+    if !end_to_end() {
+        return;
+    }
+    let seconds: u32 = std::env::var("FELIX_SLOW").map_or(2, |text| text.parse().unwrap());
+    let solo = Solo::new().unwrap();
+    let bin = solo.directory().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    for tool in ["iptables", "ip6tables"] {
+        for what in ["save", "restore"] {
+            let program = format!("{tool}-{}-{what}", variant.word());
+            let real = solo.host().sh(&format!("command -v {program}")).unwrap();
+            let script = format!("#!/bin/sh\nsleep {seconds}\nexec {} \"$@\"\n", real.trim());
+            std::fs::write(bin.join(&program), script).unwrap();
+        }
+    }
+    solo.host().sh(&format!("chmod 755 {}/*", bin.display())).unwrap();
+    let mut agent = Agent::start(&Start { path_prefix: Some(&bin), ..solo.agent(variant) }).unwrap();
+    let limit = Duration::from_secs(60) + 30 * Duration::from_secs(seconds.into());
+    agent.await_line("everything wanted is in force", limit).unwrap();
+    assert!(agent.is_running().unwrap());
+    let kernel = Kernel::read(solo.host(), variant).unwrap();
+    let log = agent.stop().unwrap();
+    assert!(kernel.mentions("cali-tw-tap"), "{log}");
+    assert!(!log.contains(" ERROR "), "{log}");
+}
