@@ -1,5 +1,7 @@
 //! Values that cannot be used: each is named in one clear log line, what depends on it is closed, and everything else
 //! converges (I2, I8).
+//!
+//! One family: a value is bad before anything is made of it for a family.
 #![allow(clippy::unwrap_used, reason = "a test that meets something unexpected fails")]
 
 use std::time::{Duration, Instant};

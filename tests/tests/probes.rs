@@ -51,6 +51,7 @@ fn without_an_agent_everything_arrives_and_a_filter_by_hand_is_seen_as_what_it_i
 
 #[test]
 fn a_stream_counts_what_a_filter_takes_out_of_it() {
+    // One family: the stream is under test, not the agent.
     if !netns::require_root_and(agent::TOOLS) {
         return;
     }

@@ -1,4 +1,6 @@
 //! The link monitor on a real kernel.
+//!
+//! One family: an interface has none.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,6 @@
 //! The table driver without a kernel: what it asks for, byte for byte, and what it makes of the answers.
+//!
+//! One family: the driver knows its family by name only; `tables_kernel.rs` runs both.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,7 @@
 //! Random histories of wishes, foreign edits, failures and lost answers: whatever happened, the next refresh
 //! brings the table to what is wanted, and what is foreign is still there.
+//!
+//! One family: the driver knows its family by name only; `tables_kernel.rs` runs both.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -272,6 +272,7 @@ fn no_text_of_a_rule_becomes_a_rule_of_its_own() {
 
 #[test]
 fn a_restore_program_that_is_killed_is_replaced() {
+    // One family: each has a program of its own, which the same code starts.
     needs_tables!();
     for variant in [Variant::Legacy, Variant::Nft] {
         in_new_netns(|| {
@@ -312,6 +313,7 @@ fn leftovers_in_the_other_variant_are_removed_after_ours_are_in_force() {
 
 #[test]
 fn the_variant_follows_the_evidence() {
+    // One family: the evidence of both is added up.
     needs_tables!();
     let detected = |prepare: &[(Variant, &str)]| {
         in_new_netns(|| {
@@ -336,6 +338,7 @@ fn the_variant_follows_the_evidence() {
 
 #[test]
 fn legacy_tables_that_nobody_made_are_not_made_by_looking() {
+    // One family: `tests/tests/variants.rs` looks at both.
     needs_tables!();
     in_new_netns(|| {
         let way = Way { variant: Variant::Legacy, family: Family::V4, hold: false };
