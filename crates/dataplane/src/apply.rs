@@ -21,12 +21,12 @@ use std::time::{Duration, Instant};
 
 use model::{Family, Name};
 use program::{Changes, SetChange, SetName, TableChanges, TableId};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::clock;
 use crate::error::DriverError;
 use crate::ipset::IpSets;
-use crate::iptables::{self, Backend, Checks, FamilyTables};
+use crate::iptables::{self, Backend, BlockedSets, Checks, FamilyTables};
 use crate::kernel::Kernel;
 use crate::options::{ChainInsertMode, Options, Variant};
 use crate::report::{DriverReport, Report};
@@ -50,6 +50,8 @@ pub struct ApplyLoop {
     backend: Box<dyn Backend>,
     tables: Tables,
     routes: Routes,
+    /// Of which it was said that they are too large.
+    large_sets: BTreeSet<SetName>,
     /// When the tables were last read because a set that should go was in use.
     doubted_at: Option<Instant>,
     /// When to remove what the other iptables variant holds of ours; `None` when that is done.
@@ -83,6 +85,7 @@ impl ApplyLoop {
             backend,
             tables,
             routes: Routes::with_transport(&options, routes),
+            large_sets: BTreeSet::new(),
             doubted_at: None,
             sweep: Some(clock::now()),
             unswept: Vec::new(),
@@ -117,6 +120,7 @@ impl ApplyLoop {
         let mut sets = self.sets.write_additions(clock::now());
         sysctls.add(self.sysctls.sync(clock::now()));
         drivers.push(sysctls);
+        self.tell_of_large_sets();
         let mut tables = self.run_tables().await;
         if self.tables_lack_a_set() {
             // Somebody removed it behind our back: once more, after a look at the sets.
@@ -130,6 +134,7 @@ impl ApplyLoop {
         if !self.old_rules_may_need_old_members() {
             sets.add(self.sets.write_removals(clock::now()));
             self.doubt_tables_that_keep_sets();
+            self.explain_sets_in_use().await;
         }
         drivers.push(sets);
         drivers.extend(tables);
@@ -204,12 +209,35 @@ impl ApplyLoop {
     }
 
     /// Sets that rules must not come to rely on, by family.
-    fn blocked_sets(&self) -> BTreeMap<Family, BTreeSet<SetName>> {
-        let mut blocked: BTreeMap<Family, BTreeSet<SetName>> = BTreeMap::new();
+    fn blocked_sets(&self) -> BTreeMap<Family, BlockedSets> {
+        let mut blocked: BTreeMap<Family, BlockedSets> = BTreeMap::new();
         for set in self.sets.failed_sets() {
-            blocked.entry(set.family).or_default().insert(set.name);
+            blocked.entry(set.family).or_default().insert(set.name, set.too_large);
         }
         blocked
+    }
+
+    /// Says once of each set that more members are wanted than it may have, and who named it (users.md U3.b).
+    fn tell_of_large_sets(&mut self) {
+        let large: BTreeMap<SetName, String> =
+            self.sets.failed_sets().filter(|set| set.too_large).map(|set| (set.name, set.reason)).collect();
+        for (set, reason) in large.iter().filter(|(set, _)| !self.large_sets.contains(*set)) {
+            let owners: BTreeSet<String> = match &self.tables {
+                Tables::Unknown { .. } => BTreeSet::new(),
+                Tables::Known { families, .. } => families.iter().flat_map(|tables| tables.owners(set)).collect(),
+            };
+            let owners = owners.into_iter().collect::<Vec<_>>().join(", ");
+            error!(%set, reason, owners, "set is too large; what names it is closed");
+        }
+        self.large_sets = large.into_keys().collect();
+    }
+
+    /// Finds out who keeps a set that should have gone long ago (users.md U3.c). One an apply: it takes a look at
+    /// all tables.
+    async fn explain_sets_in_use(&mut self) {
+        let Some(set) = self.sets.unexplained(clock::now()).next().cloned() else { return };
+        let users = self.backend.users_of_set(&set, &self.options).await;
+        self.sets.explain(&set, &users);
     }
 
     /// A set that should go and is in use long after the tables were written means that the tables are not
@@ -294,7 +322,7 @@ impl ApplyLoop {
     async fn run_tables(&mut self) -> Vec<DriverReport> {
         let blocked = self.blocked_sets();
         let Tables::Known { families, .. } = &mut self.tables else { return Vec::new() };
-        let none = BTreeSet::new();
+        let none = BlockedSets::new();
         for tables in families.iter_mut() {
             tables.begin(blocked.get(&tables.family()).unwrap_or(&none));
         }

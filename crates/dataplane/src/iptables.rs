@@ -14,6 +14,7 @@ pub mod refusal;
 pub mod render;
 pub mod table;
 pub mod tools;
+mod users;
 pub mod variant;
 
 use program::BaseChain;
@@ -21,6 +22,7 @@ use program::BaseChain;
 pub use backend::{Backend, FamilyTools, Installed, TableTransport, Tools};
 pub use family::FamilyTables;
 pub use features::Features;
+pub use hold::BlockedSets;
 pub use table::{Checks, TableDriver, TableRequest, TableResponse, TableStats};
 pub use tools::TableTools;
 

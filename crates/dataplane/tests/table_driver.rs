@@ -499,7 +499,7 @@ fn a_chain_that_names_an_unwritten_set_waits_and_the_rest_goes_in() {
         put(&mut changes, "cali-pi-1", vec![drop_all()]);
         put(&mut changes, "cali-all", [0, 1, 2, 9].map(|n| jump(&format!("cali-pi-{n}"))).to_vec());
         driver.want(changes);
-        driver.begin([set].into());
+        driver.begin(&[(set, false)].into());
         kernel.run(&mut driver, now).unwrap();
         assert_eq!(kernel.rules("cali-pi-0").len(), 3, "keeps its last contents");
         assert!(kernel.rules("cali-pi-9")[0].ends_with("--jump DROP"), "a new chain is closed");
@@ -507,7 +507,7 @@ fn a_chain_that_names_an_unwritten_set_waits_and_the_rest_goes_in() {
         assert_eq!(driver.held().len(), 2);
         assert!(driver.may_name_old_sets());
 
-        driver.begin([].into());
+        driver.begin(&[].into());
         kernel.run(&mut driver, now).unwrap();
         for chain in ["cali-pi-0", "cali-pi-9"] {
             assert!(kernel.rules(chain)[0].contains("--match-set cali40s:x src"), "{chain}");

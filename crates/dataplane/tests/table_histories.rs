@@ -67,17 +67,21 @@ impl History {
                 8 => self.driver.distrust(),
                 _ => {}
             }
-            let blocked = (0..SETS).filter(|_| self.random.u32(0..8) == 0).map(set).collect();
-            self.driver.begin(blocked);
+            let blocked = (0..SETS).filter_map(|number| {
+                let luck = self.random.u32(0..8);
+                (luck < 2).then(|| (set(number), luck == 0))
+            });
+            let blocked = blocked.collect();
+            self.driver.begin(&blocked);
             self.now += Duration::from_secs(self.random.u64(0..30));
             self.kernel.run(&mut self.driver, self.now).ok();
         }
         self.kernel.broken = None;
-        self.driver.begin([].into());
+        self.driver.begin(&[].into());
         for _ in 0..3 {
             self.now += 2 * REFRESH;
             self.kernel.run(&mut self.driver, self.now).ok();
-            self.driver.begin([].into());
+            self.driver.begin(&[].into());
         }
         self.check();
     }

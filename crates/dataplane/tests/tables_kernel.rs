@@ -485,9 +485,10 @@ fn a_set_that_cannot_be_written_closes_only_what_names_it() {
         let held: Vec<&String> = report.drivers.iter().flat_map(|driver| &driver.held).collect();
         assert!(held[0].contains("100 members are wanted, 64 are allowed"), "{report:?}");
         let after = way.save("filter");
-        assert_eq!(lines_with(&after, "-A cali-pi-0 ").len(), 3, "last contents: {after}");
-        let new = lines_with(&after, "-A cali-pi-9 ");
-        assert!(new.len() == 1 && new[0].ends_with("-j DROP"), "closed: {after}");
+        for chain in ["-A cali-pi-0 ", "-A cali-pi-9 "] {
+            let lines = lines_with(&after, chain);
+            assert!(lines.len() == 1 && lines[0].ends_with("-j DROP"), "closed: {after}");
+        }
         assert_eq!(lines_with(&after, "-A cali-pi-1 ").len(), 1, "others proceed: {after}");
 
         // The set is made smaller; nothing about the policies changes.
@@ -503,6 +504,79 @@ fn a_set_that_cannot_be_written_closes_only_what_names_it() {
                 "{after}"
             );
         }
+    });
+}
+
+/// U3.b
+#[test]
+fn a_set_that_becomes_too_large_closes_what_names_it_until_less_is_wanted() {
+    needs_tables!();
+    every_way(|way| {
+        let mut agent = Agent::new(way);
+        let set = way.named("grows");
+        let mut changes = program(way, 3);
+        let policy = changed_policies(way, [(0, vec![in_set(&set), accept()])]);
+        changes.tables.get_mut(&way.filter()).unwrap().chains.extend(policy.tables[&way.filter()].chains.clone());
+        changes.sets.insert((way.family, set_name(&set)), way.set(&set, 2, 1));
+        let report = agent.apply(changes);
+        agent.settle(report);
+        let count = |chain: &str| lines_with(&way.save("filter"), &format!("-A {chain} ")).len();
+        let (zero, one) = (count("cali-pi-0"), count("cali-pi-1"));
+
+        let resize = |members: u8| {
+            let mut changes = Changes::default();
+            changes.sets.insert((way.family, set_name(&set)), way.set(&set, 2, members));
+            changes
+        };
+        let report = agent.apply(resize(65));
+        let held: Vec<&String> = report.drivers.iter().flat_map(|driver| &driver.held).collect();
+        assert!(held.iter().any(|line| line.contains("65 members are wanted, 64 are allowed")), "{report:?}");
+        let after = way.save("filter");
+        let closed = lines_with(&after, "-A cali-pi-0 ");
+        assert!(closed.len() == 1 && closed[0].ends_with("-j DROP"), "closed: {after}");
+        assert_eq!(count("cali-pi-1"), one, "others stay");
+        // Nothing is done again and again.
+        assert_eq!(agent.apply(Changes::default()).writes(), 0);
+
+        // It grows as far as it may, and what was closed is open again.
+        let report = agent.apply(resize(64));
+        agent.settle(report);
+        assert_eq!((count("cali-pi-0"), count("cali-pi-1")), (zero, one));
+        let header = Command::new("ipset").args(["list", "-t", &set]).output().unwrap();
+        assert!(String::from_utf8_lossy(&header.stdout).contains("maxelem 64"), "{header:?}");
+    });
+}
+
+/// U3.c
+#[test]
+fn who_uses_a_set_is_found_in_both_variants_and_families() {
+    needs_tables!();
+    every_way(|way| {
+        if way.hold || way.variant == dataplane::Variant::Nft {
+            // One way per family looks at all tables.
+            return;
+        }
+        let set = way.named("used");
+        let six = if way.family == Family::V6 { "6" } else { "" };
+        let family = if way.family == Family::V6 { "inet6" } else { "inet" };
+        let line = format!(
+            "ipset create {set} hash:net family {family}
+             ip{six}tables-nft -w -A OUTPUT -m set --match-set {set} dst -j ACCEPT
+             ip{six}tables-legacy -w -t mangle -A INPUT -j SET --add-set {set} src"
+        );
+        assert!(Command::new("sh").args(["-ec", &line]).status().unwrap().success());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut backend = dataplane::iptables::Installed;
+        let options = way.options();
+        let users = runtime.block_on(async {
+            dataplane::iptables::Backend::users_of_set(&mut backend, &set_name(&set), &options).await
+        });
+        assert_eq!(users.len(), 2, "{users:?}");
+        assert!(
+            users[0].contains("-A INPUT") && users[0].contains("mangle") && users[0].contains("legacy"),
+            "{users:?}"
+        );
+        assert!(users[1].contains("-A OUTPUT") && users[1].contains("filter") && users[1].contains("nft"), "{users:?}");
     });
 }
 

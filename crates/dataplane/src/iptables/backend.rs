@@ -8,12 +8,14 @@ use std::fmt;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 use model::Family;
+use program::SetName;
 use tracing::{info, warn};
 
 use super::features::Features;
 use super::parse::is_our_chain;
 use super::table::{TableRequest, TableResponse};
 use super::tools::TableTools;
+use super::users::rules_naming;
 use super::variant::{self, Programs};
 use crate::error::DriverError;
 use crate::options::{Options, Variant};
@@ -67,6 +69,11 @@ pub trait Backend: fmt::Debug + Send {
         variant: Variant,
         options: &'a Options,
     ) -> BoxFuture<'a, Option<FamilyTools>>;
+
+    /// Returns the rules of anybody that name a set, in words for the operator.
+    fn users_of_set<'a>(&'a mut self, _set: &'a SetName, _options: &'a Options) -> BoxFuture<'a, Vec<String>> {
+        ready(Vec::new()).boxed()
+    }
 }
 
 /// The programs that are installed on this host.
@@ -85,6 +92,10 @@ impl Backend for Installed {
         options: &'a Options,
     ) -> BoxFuture<'a, Option<FamilyTools>> {
         leftovers(family, variant, options).boxed()
+    }
+
+    fn users_of_set<'a>(&'a mut self, set: &'a SetName, options: &'a Options) -> BoxFuture<'a, Vec<String>> {
+        rules_naming(set, options).boxed()
     }
 }
 

@@ -16,6 +16,7 @@ use model::Family;
 use program::{SetName, Table, TableChanges, TableId};
 
 use super::backend::{FamilyTools, TableTransport};
+use super::hold::BlockedSets;
 use super::plan::Setup;
 use super::table::{Checks, TableDriver, label};
 use crate::clock;
@@ -55,10 +56,15 @@ impl FamilyTables {
         }
     }
 
+    /// The policies, profiles and chains that name a set.
+    pub fn owners(&self, set: &SetName) -> BTreeSet<String> {
+        self.drivers.iter().flat_map(|driver| driver.owners(set)).collect()
+    }
+
     /// Starts an apply; see [`TableDriver::begin`].
-    pub fn begin(&mut self, blocked_sets: &BTreeSet<SetName>) {
+    pub fn begin(&mut self, blocked_sets: &BlockedSets) {
         self.missing_set = false;
-        self.drivers.iter_mut().for_each(|driver| driver.begin(blocked_sets.clone()));
+        self.drivers.iter_mut().for_each(|driver| driver.begin(blocked_sets));
     }
 
     /// Declares everything believed to be stale.

@@ -5,7 +5,7 @@
 //! keeps its former contents or, if it has none, is closed; a chain that hooks lead to is never closed,
 //! because that would cut the host off. Everything else goes in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use program::{Action, Chain, Direction, Origin, Rule, SetName, Table};
@@ -20,6 +20,9 @@ use crate::error::DriverError;
 
 /// Refused rules that one apply looks for before it leaves the rest to the next attempt.
 const MAX_REFUSALS_PER_APPLY: u32 = 32;
+
+/// Sets that could not be written, and whether that is because they are too large.
+pub type BlockedSets = BTreeMap<SetName, bool>;
 
 /// Why a chain does not have the wanted contents.
 #[derive(Debug)]
@@ -37,16 +40,27 @@ pub(super) enum Why {
 
 impl TableDriver {
     /// Starts an apply. `blocked_sets` are the sets of this family that could not be written: chains that
-    /// name them and are not in the kernel as wanted must wait.
-    pub fn begin(&mut self, blocked_sets: BTreeSet<SetName>) {
+    /// name them and are not in the kernel as wanted must wait; chains that name one that is too large are closed,
+    /// also those that are in force.
+    pub fn begin(&mut self, blocked_sets: &BlockedSets) {
         self.refusals = 0;
         self.fresh = false;
-        self.blocked_sets = blocked_sets;
+        let known = std::mem::replace(&mut self.blocked_sets, blocked_sets.clone());
+        let too_large = |set: &SetName| blocked_sets.get(set) == Some(&true) && known.get(set) != Some(&true);
+        if blocked_sets.keys().any(too_large) {
+            let names_one = |wanted: &Wanted| wanted.chain.rules.iter().flat_map(Rule::sets).any(too_large);
+            for (name, _) in self.chains.iter().filter(|(_, wanted)| names_one(wanted)) {
+                self.dirty.insert(name.clone());
+                if self.held.get(name).is_some_and(|held| held.instead.is_none()) {
+                    self.held.remove(name);
+                }
+            }
+        }
         let blocked = &self.blocked_sets;
         let dirty = &mut self.dirty;
         let previous = &mut self.previous;
         self.held.retain(|name, held| match &held.why {
-            Why::SetUnwritten(set) if !blocked.contains(set) => {
+            Why::SetUnwritten(set) if !blocked.contains_key(set) => {
                 let written = dirty.insert(name.clone());
                 if let (true, Some(instead)) = (written, &held.instead) {
                     previous.insert(name.clone(), Arc::clone(&instead.chain));
@@ -259,13 +273,16 @@ impl TableDriver {
         let mut hold = Vec::new();
         for name in &self.dirty {
             let (None, Some(wanted)) = (self.held.get(name), self.chains.get(name)) else { continue };
-            if view.ours.get(name).is_some_and(|kernel| wanted.is_in(kernel)) {
+            let rules = || wanted.chain.rules.iter();
+            let too_large = rules().flat_map(Rule::sets).find(|set| self.blocked_sets.get(*set) == Some(&true));
+            if too_large.is_none() && view.ours.get(name).is_some_and(|kernel| wanted.is_in(kernel)) {
                 continue;
             }
-            let rules = || wanted.chain.rules.iter();
-            if let Some(set) = rules().flat_map(Rule::sets).find(|set| self.blocked_sets.contains(*set)) {
-                // Former contents first, even for policies: the set is ours to get right, not the policy's.
-                let former = self.has_former_contents(name, view).then_some(None);
+            let blocked = || rules().flat_map(Rule::sets).find(|set| self.blocked_sets.contains_key(*set));
+            if let Some(set) = too_large.or_else(blocked) {
+                // Former contents first, even for policies: the set is ours to get right, not the policy's. One
+                // that is too large will not get right: what relies on it is closed (users.md U3.b).
+                let former = (too_large.is_none() && self.has_former_contents(name, view)).then_some(None);
                 let instead = former.or_else(|| self.instead(name)).ok_or_else(|| {
                     format!("chain {name} waits for set {set}, which could not be written, and cannot be closed")
                 })?;

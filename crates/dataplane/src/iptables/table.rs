@@ -19,12 +19,12 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use program::{Action, Chain, ChainName, Rule, SetName, Table, TableChanges, TableId};
+use program::{Action, Chain, ChainName, Rule, Table, TableChanges, TableId};
 use tracing::{info, warn};
 
 use super::features::Features;
 use super::hash::RuleHash;
-use super::hold::Held;
+use super::hold::{BlockedSets, Held};
 use super::parse::{Entry, Numbered, View, parse};
 use super::plan::{Edit, HookEdit, PROBE_CHAIN, Setup, Wanted, WantedHooks, probe_input, restore_input};
 use super::refusal::{Complaint, Hunt, essence};
@@ -109,7 +109,7 @@ pub struct TableDriver {
     pub(super) held: BTreeMap<Box<str>, Held>,
     /// Chains that something foreign refers to, so that they stay.
     pub(super) undeletable: BTreeSet<Box<str>>,
-    pub(super) blocked_sets: BTreeSet<SetName>,
+    pub(super) blocked_sets: BlockedSets,
 
     /// What the kernel is believed to hold.
     pub(super) view: Option<View>,
@@ -265,7 +265,7 @@ impl TableDriver {
             previous: BTreeMap::new(),
             held: BTreeMap::new(),
             undeletable: BTreeSet::new(),
-            blocked_sets: BTreeSet::new(),
+            blocked_sets: BlockedSets::new(),
             view: None,
             fresh: false,
             settled_once: false,
