@@ -296,7 +296,7 @@ impl IpSets {
             Some(_) => Some((set.backoff.due()?, "set retry")),
             None => Some((set.backoff.due().filter(|_| may_remove)?, "set removal")),
         });
-        let unfinished = (self.unfinished && may_remove).then_some((last, "set removal"));
+        let unfinished = (self.unfinished && self.came_to_removals).then_some((last, "set removal"));
         let sweep = self.sweep.due().filter(|_| self.came_to_removals).map(|at| (at, "set comparison"));
         check.into_iter().chain(retries).chain(unfinished).chain(sweep).min()
     }

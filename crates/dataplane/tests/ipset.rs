@@ -595,10 +595,43 @@ fn large_sets_are_written_in_full_read_in_full_and_not_written_again() {
         }
         took.sort();
         eprintln!("one member: median {:?}, longest {:?}", took[100], took[199]);
+        // The comparison beside the work takes many slices, is not confused by what is written meanwhile, and finds
+        // a member that somebody exchanged.
+        for foreign in [false, true] {
+            let mut at = now + Duration::from_secs(if foreign { 1000 } else { 500 });
+            if foreign {
+                sh("ipset del cali40a 10.0.0.7; ipset add cali40a 10.255.0.7");
+            }
+            let mut slices = 0;
+            let log = Log::of(|| {
+                loop {
+                    let text = Ipv4Addr::from_bits(0x0c00_0000 + slices).to_string();
+                    change(&mut successor, &spec, &text, &Ipv4Addr::from_bits(0x0b00_0000 + slices).to_string());
+                    let writes = successor.write_additions(at).writes + successor.write_removals(at).writes;
+                    successor.write_additions(at);
+                    successor.write_removals(at);
+                    slices += 1;
+                    assert!(writes > 0 && slices < 1000, "{slices}");
+                    match successor.next_due() {
+                        Some((due, "set comparison")) => at = due,
+                        _ => break,
+                    }
+                }
+            });
+            assert_eq!((log.len(), slices > 2), (usize::from(foreign), true), "{slices}: {log:?}");
+            apply(&mut successor, at);
+            assert!(sh_fails("ipset test cali40a 10.255.0.7") && !sh_fails("ipset test cali40a 10.0.0.7"));
+            // The next round has the same members to change.
+            for n in 0..slices {
+                let (old, new) = (Ipv4Addr::from_bits(0x0c00_0000 + n), Ipv4Addr::from_bits(0x0b00_0000 + n));
+                change(&mut successor, &spec, &new.to_string(), &old.to_string());
+            }
+            apply(&mut successor, at);
+        }
         for (set, family) in [("cali40a", Family::V4), ("cali60n", Family::V6)] {
             successor.want(family, &name(set), SetChange::Remove);
         }
-        apply(&mut successor, now);
+        apply(&mut successor, now + Duration::from_secs(1000));
         assert!(sh_fails("ipset list cali40a") && sh_fails("ipset list cali60n"));
     });
 }

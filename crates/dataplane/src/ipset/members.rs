@@ -83,6 +83,13 @@ impl Members {
         }
     }
 
+    pub(super) fn contains(&self, member: &Member) -> bool {
+        match pack(member) {
+            Packed::V4(packed) => self.v4.contains(&packed),
+            Packed::V6(packed) => self.v6.contains(&packed),
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
@@ -178,6 +185,7 @@ mod tests {
             let mut left: Vec<Member> = plain.iter().filter(expected).copied().collect();
             left.sort_by_key(family);
             prop_assert_eq!(rest.to_vec(), left);
+            prop_assert!(some.iter().chain(&others).all(|member| packed.contains(member) == plain.contains(member)));
             for member in &others {
                 prop_assert_eq!(packed.insert(member), plain.insert(*member));
             }

@@ -203,38 +203,57 @@ impl Set {
         fit == *believed && (fit != Fit::Good || (count && header.max_members == Some(*room)))
     }
 
-    /// Takes what a reading beside the work has found. `touched` are members that were written meanwhile, about
-    /// which it says nothing. Returns true if something was not as believed.
-    pub(super) fn compare(&mut self, contents: Contents, touched: &Members, limit: u32) -> bool {
-        let (Some(spec), Kernel::Read { fit: Fit::Good, missing, surplus, .. }) = (&self.wanted, &mut self.kernel)
-        else {
-            return false;
+    /// Counts the wanted members in a part of the set that was read beside the work, as far as they are believed to
+    /// be there. `None` if there is one that should not be. Nothing is said about members in `touched`, which were
+    /// written meanwhile.
+    pub(super) fn count(&self, part: &[Member], touched: &Members) -> Option<usize> {
+        let Kernel::Read { missing, surplus, .. } = &self.kernel else {
+            return Some(0);
         };
-        if fit(spec, &contents.type_name, contents.family, contents.max_members, contents.odd, limit) != Fit::Good {
-            self.kernel = Kernel::Unread;
-            return true;
+        let mut count = 0;
+        for member in part.iter().filter(|member| touched.is_empty() || !touched.contains(member)) {
+            if self.members.contains(member) {
+                count += usize::from(!missing.contains(member));
+            } else if !surplus.contains(member) {
+                return None;
+            }
         }
-        let there: Members = contents.members.into_iter().collect();
-        let lost = self.members.minus(&there).minus(touched).minus(missing);
-        let mut found = Members::default();
-        if contents.complete {
-            found = there.minus(&self.members).minus(touched).minus(surplus);
-        }
-        let news = !lost.is_empty() || !found.is_empty();
-        missing.join(lost);
-        surplus.join(found);
-        news
+        Some(count)
     }
 
-    /// The size to create the set with: as configured, or the next power of two that holds its members.
-    /// `None` if that is more than `limit`.
+    /// Whether `count` members, told by [`Self::count`] of the parts of a reading, are all that should be there. One
+    /// that was written meanwhile may have been counted before.
+    pub(super) fn is_all(&self, count: usize, touched: &Members) -> bool {
+        let Kernel::Read { missing, .. } = &self.kernel else {
+            return true;
+        };
+        let there = |member: &Member| self.members.contains(member) && !missing.contains(member);
+        let written = missing.len() + touched.iter().filter(there).count();
+        let least = self.members.len().saturating_sub(written);
+        (least..=least + touched.len()).contains(&count)
+    }
+
+    /// Whether what a reading says of the set itself is as believed.
+    pub(super) fn fits(&self, contents: &Contents, limit: u32) -> bool {
+        let (Some(spec), Kernel::Read { fit: believed, .. }) = (&self.wanted, &self.kernel) else {
+            return true;
+        };
+        let found = fit(spec, &contents.type_name, contents.family, contents.max_members, contents.odd, limit);
+        found == *believed
+    }
+
+    /// The size to create the set with: as configured, or the next power of two that holds its members. A quarter
+    /// is left for new members that come before old ones go, unless that is more than `limit`. `None` if the
+    /// members themselves are more than that.
     pub(super) fn size(&self, limit: u32) -> Option<u32> {
         let spec = self.wanted.as_ref()?;
-        if self.members.len() <= spec.max_members as usize {
-            return Some(spec.max_members);
-        }
-        let size = self.members.len().checked_next_power_of_two()?;
-        u32::try_from(size).ok().filter(|size| *size <= limit)
+        let (count, limit) = (u32::try_from(self.members.len()).ok()?, limit.max(spec.max_members));
+        let sizes = [count.saturating_add(count / 4), count].map(|count| match count {
+            count if count <= spec.max_members => spec.max_members,
+            count => count.checked_next_power_of_two().unwrap_or(u32::MAX),
+        });
+        let fitting = sizes.into_iter().find(|size| *size <= limit);
+        fitting.or_else(|| (count <= limit).then_some(limit))
     }
 
     /// Plans what creates the set, adds its missing members or rebuilds it through the set `temporary`.

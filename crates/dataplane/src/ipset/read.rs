@@ -28,9 +28,20 @@ const MANY_OTHERS: usize = 100;
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     queue: VecDeque<SetName>,
-    /// The set that was begun, and what was written to it since.
-    current: Option<(SetName, Members)>,
+    current: Option<Comparison>,
     next: Option<Instant>,
+}
+
+/// One set that was begun.
+#[derive(Debug)]
+struct Comparison {
+    set: SetName,
+    /// What was written to it since.
+    touched: Members,
+    /// Members found that should be there.
+    count: usize,
+    /// Found one that should not be there.
+    odd: bool,
 }
 
 /// The names of all sets of ours, with headers if the transport has them.
@@ -68,9 +79,9 @@ impl Sweep {
 
     /// Members of a set were written.
     pub(super) fn touch(&mut self, name: &SetName, members: &[Member]) {
-        if let Some((_, touched)) = self.current.as_mut().filter(|(current, _)| current == name) {
+        if let Some(current) = self.current.as_mut().filter(|current| current.set == *name) {
             for member in members {
-                touched.insert(member);
+                current.touched.insert(member);
             }
         }
     }
@@ -290,15 +301,10 @@ impl IpSets {
             }
             report.reads += 1;
             match self.transport.read_on(&name, SLICE.saturating_sub(used)) {
-                Ok(Slice::More) => {
-                    if self.sweep.current.as_ref().is_none_or(|(current, _)| *current != name) {
-                        self.sweep.current = Some((name, Members::default()));
-                    }
-                }
+                Ok(Slice::More(members)) => self.compare(&name, &members),
                 Ok(Slice::Done(contents)) => {
                     self.sweep.queue.pop_front();
-                    let touched = self.sweep.current.take().filter(|(current, _)| *current == name);
-                    self.take_comparison(&name, contents, &touched.map(|(_, touched)| touched).unwrap_or_default());
+                    self.finish_comparison(&name, contents);
                 }
                 Err(error) => {
                     // What is believed stays; the next refresh begins anew.
@@ -312,14 +318,42 @@ impl IpSets {
         self.sweep.next = Some(now + used.saturating_mul(PAUSE_PER_WORK).max(SHORTEST_PAUSE));
     }
 
-    fn take_comparison(&mut self, name: &SetName, contents: Option<Contents>, touched: &Members) {
-        let Some(set) = self.sets.get_mut(name) else { return };
-        let news = match contents {
-            Some(contents) => set.compare(contents, touched, self.limit),
-            None => set.read(None, self.limit),
+    /// Compares a part of a set, so that no slice has to do it for the whole.
+    fn compare(&mut self, name: &SetName, part: &[Member]) {
+        if self.sweep.current.as_ref().is_none_or(|current| current.set != *name) {
+            let touched = Members::default();
+            self.sweep.current = Some(Comparison { set: name.clone(), touched, count: 0, odd: false });
+        }
+        let (Some(current), Some(set)) = (&mut self.sweep.current, self.sets.get(name)) else { return };
+        match set.count(part, &current.touched) {
+            Some(count) => current.count += count,
+            None => current.odd = true,
+        }
+    }
+
+    /// A set that is not as believed is read in full and repaired by the next apply.
+    fn finish_comparison(&mut self, name: &SetName, contents: Option<Contents>) {
+        if let Some(contents) = &contents {
+            self.compare(name, &contents.members);
+        }
+        let current = self.sweep.current.take();
+        let (Some(set), Some(contents)) = (self.sets.get_mut(name), &contents) else {
+            return self.found_changed(name);
         };
-        if news {
+        let same = current.is_some_and(|current| {
+            // What did not come says nothing.
+            let all = !contents.complete || set.is_all(current.count, &current.touched);
+            set.fits(contents, self.limit) && !current.odd && all
+        });
+        if !same {
+            self.found_changed(name);
+        }
+    }
+
+    fn found_changed(&mut self, name: &SetName) {
+        if let Some(set) = self.sets.get_mut(name) {
             tracing::warn!(set = %name, "someone else changed a set; repairing it");
+            set.kernel = Kernel::Unread;
             self.busy.insert(name.clone());
             self.unfinished = true;
         }

@@ -460,6 +460,31 @@ fn beyond_the_limit_nothing_is_written_and_nothing_is_tried_again_until_less_is_
 
 /// U3.b
 #[test]
+fn a_large_set_has_room_for_new_members_before_old_ones_go() {
+    // members, configured, limit, size
+    let cases = [
+        (0, 3, 8, Some(3)),
+        (3, 3, 8, Some(3)),
+        (4, 3, 8, Some(8)),
+        (5, 3, 8, Some(8)),
+        (7, 8, 8, Some(8)),
+        (8, 3, 8, Some(8)),
+        (9, 3, 8, None),
+        (9, 3, 10, Some(10)),
+        (80, 100, 400, Some(100)),
+        (81, 100, 400, Some(128)),
+        (9, 10, 2, Some(10)),
+    ];
+    for (count, configured, limit, expected) in cases {
+        let mut set = Set::default();
+        let members = (0..count).map(|n| Member::Address([10, 0, 0, n].into())).collect();
+        set.replace(spec("cali40a", SetKind::Address, configured), members);
+        assert_eq!(set.size(limit), expected, "{count} of {configured}, at most {limit}");
+    }
+}
+
+/// U3.b
+#[test]
 fn a_set_that_somebody_else_has_filled_is_read_and_rebuilt() {
     let mut bed = Bed::new();
     bed.want_spec(spec("cali40a", SetKind::Net, 2), "10.0.0.0/8");

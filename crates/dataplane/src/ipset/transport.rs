@@ -104,8 +104,9 @@ pub struct Headers {
 /// How far reading a set bit by bit has come.
 #[derive(Debug)]
 pub enum Slice {
-    More,
-    /// `None` if the set does not exist.
+    /// Some members, and there are more.
+    More(Vec<Member>),
+    /// The set with the members that were not told before; `None` if it does not exist.
     Done(Option<Contents>),
 }
 
@@ -443,8 +444,10 @@ impl Transport for Netlink {
                 return one_set(end, reading.gathering).map(Slice::Done);
             }
             if self.now().saturating_duration_since(start) >= budget {
+                let last = reading.gathering.sets.last_mut();
+                let members = last.map(|(_, contents)| std::mem::take(&mut contents.members)).unwrap_or_default();
                 self.reading = Some(reading);
-                return Ok(Slice::More);
+                return Ok(Slice::More(members));
             }
         }
     }
