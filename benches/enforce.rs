@@ -49,6 +49,7 @@ fn run(agent: &Path, variant: &str, rules: usize, rounds: u16, results: &mut Res
         .env("FELIX_FELIXHOSTNAME", "bench")
         .env("FELIX_ETCDENDPOINTS", etcd.endpoint())
         .env("FELIX_IPTABLESBACKEND", variant)
+        .env("FELIX_STATEDIRECTORY", "none")
         .stdin(Stdio::null())
         .stdout(log.reopen()?)
         .stderr(log.reopen()?);

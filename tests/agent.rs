@@ -119,6 +119,16 @@ impl Agent {
     ///
     /// If there is no binary or it cannot be started.
     pub fn start(start: &Start<'_>) -> Result<Self> {
+        Self::start_configured(start, &[])
+    }
+
+    /// Starts the agent with more parameters, by their names in the environment: `("FELIX_IPV6SUPPORT", "false")`.
+    /// What it remembers is its own unless `FELIX_STATEDIRECTORY` says where.
+    ///
+    /// # Errors
+    ///
+    /// If there is no binary or it cannot be started.
+    pub fn start_configured(start: &Start<'_>, parameters: &[(&str, &str)]) -> Result<Self> {
         let directory = scratch()?;
         let log = directory.path().join("log");
         let configuration = directory.path().join("felix.cfg");
@@ -139,7 +149,9 @@ impl Agent {
             .env("FELIX_ETCDENDPOINTS", start.etcd)
             .env("FELIX_IPTABLESBACKEND", start.variant.word())
             .env("FELIX_LOGSEVERITYSCREEN", "info")
-            .env("FELIX_LOGFILEPATH", "none");
+            .env("FELIX_LOGFILEPATH", "none")
+            .env("FELIX_STATEDIRECTORY", directory.path().join("state"))
+            .envs(parameters.iter().copied());
         command.envs(start.settings.iter().copied());
         if let Some(prefix) = start.path_prefix {
             let rest = std::env::var_os("PATH").unwrap_or_default();

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use compiler::{Marks, options::Failsafe};
 use datastore::{ConnectOptions, Credentials};
 use settings::{Connection, LogRate, PortProtocol, ProtocolPort, RateUnit, Settings, Severity};
+use tracing::warn;
 
 use crate::local::Local;
 
@@ -120,6 +121,11 @@ const fn rate(rate: LogRate) -> program::Rate {
 /// How the drivers treat the kernel.
 pub(crate) fn dataplane(settings: &Settings) -> dataplane::Options {
     let defaults = dataplane::Options::default();
+    let pairs = settings.feature_overrides.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let (features, complaints) = dataplane::iptables::Overrides::parse(pairs);
+    for complaint in complaints {
+        warn!(parameter = "FeatureDetectOverride", complaint, "a part of the value is ignored");
+    }
     dataplane::Options {
         ipv6: settings.ipv6,
         variant: match settings.backend {
@@ -127,6 +133,8 @@ pub(crate) fn dataplane(settings: &Settings) -> dataplane::Options {
             settings::Backend::Nft => Some(dataplane::Variant::Nft),
             settings::Backend::Auto => None,
         },
+        state_directory: Some(settings.state_directory.as_str()).filter(|path| !path.is_empty()).map(PathBuf::from),
+        features,
         insert_mode: match settings.insert_mode {
             settings::InsertMode::Insert => dataplane::ChainInsertMode::Insert,
             settings::InsertMode::Append => dataplane::ChainInsertMode::Append,

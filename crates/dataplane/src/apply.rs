@@ -37,7 +37,7 @@ use crate::sysctl::Sysctls;
 /// Attempts of a failing table that step 4 waits for: 0.7 s in all.
 const PATIENCE: u32 = 3;
 
-/// Pause between attempts to remove what the other iptables variant holds of ours.
+/// Pause between looks at what the other iptables variant holds of ours, if the tables are not refreshed.
 const SWEEP_PAUSE: Duration = Duration::from_secs(180);
 
 /// Owns all drivers. Lives on the apply thread, inside a current-thread tokio runtime.
@@ -54,8 +54,8 @@ pub struct ApplyLoop {
     large_sets: BTreeSet<SetName>,
     /// When the tables were last read because a set that should go was in use.
     doubted_at: Option<Instant>,
-    /// When to remove what the other iptables variant holds of ours; `None` when that is done.
-    sweep: Option<Instant>,
+    /// When to look again at what the other iptables variant holds of ours.
+    sweep: Instant,
     /// What the last sweep failed at.
     unswept: Vec<String>,
 }
@@ -87,7 +87,7 @@ impl ApplyLoop {
             routes: Routes::with_transport(&options, routes),
             large_sets: BTreeSet::new(),
             doubted_at: None,
-            sweep: Some(clock::now()),
+            sweep: clock::now(),
             unswept: Vec::new(),
             options,
         }
@@ -173,7 +173,7 @@ impl ApplyLoop {
         // Until everything wanted is in force, the sweep waits for that and not for a time.
         let settled =
             matches!(&self.tables, Tables::Known { families, .. } if families.iter().all(FamilyTables::is_settled));
-        let sweep = self.sweep.filter(|_| settled).map(|at| (at, "sweep of the other iptables variant"));
+        let sweep = settled.then_some((self.sweep, "sweep of the other iptables variant"));
         let sets = self.sets.next_due();
         let sysctls = self.sysctls.next_due();
         let routes = self.routes.next_due().filter(|_| self.filter_was_in_force());
@@ -335,7 +335,7 @@ impl ApplyLoop {
     async fn sweep_other_variant(&mut self) -> Vec<DriverReport> {
         let Tables::Known { variant, families } = &self.tables else { return Vec::new() };
         let settled = families.iter().all(FamilyTables::is_settled);
-        if !settled || self.sweep.is_none_or(|at| at > clock::now()) {
+        if !settled || self.sweep > clock::now() {
             let waits = |driver: &String| DriverReport {
                 driver: driver.clone(),
                 waiting: Some("what the other variant holds of ours is not removed yet".to_owned()),
@@ -343,17 +343,15 @@ impl ApplyLoop {
             };
             return self.unswept.iter().map(waits).collect();
         }
-        let other = match variant {
-            Variant::Legacy => Variant::Nft,
-            Variant::Nft => Variant::Legacy,
-        };
         let mut reports = Vec::new();
         for family in iptables::backend::families(&self.options) {
-            reports.extend(sweep(self.backend.as_mut(), family, other, &self.options).await);
+            reports.extend(sweep(self.backend.as_mut(), family, variant.other(), &self.options).await);
+            reports.extend(self.backend.sweep_nft(family, *variant, &self.options));
         }
         let failed = reports.iter().filter(|report: &&DriverReport| !report.errors.is_empty());
         self.unswept = failed.map(|report| report.driver.clone()).collect();
-        self.sweep = (!self.unswept.is_empty()).then(|| clock::now() + SWEEP_PAUSE);
+        // Whoever brings something of ours back there must not find it stay.
+        self.sweep = clock::now() + self.options.table_refresh.unwrap_or(SWEEP_PAUSE);
         reports.retain(|report| report.writes > 0 || !report.errors.is_empty());
         reports
     }

@@ -1,10 +1,12 @@
 //! The packet filter, through iptables' save and restore programs.
 
 pub mod backend;
+pub mod evidence;
 pub mod family;
 pub mod features;
 pub mod hash;
 mod hold;
+mod leftovers;
 mod listing;
 pub mod native;
 mod nfwire;
@@ -12,6 +14,7 @@ pub mod parse;
 pub mod plan;
 pub mod refusal;
 pub mod render;
+pub mod sticky;
 pub mod table;
 pub mod tools;
 mod users;
@@ -21,7 +24,7 @@ use program::BaseChain;
 
 pub use backend::{Backend, FamilyTools, Installed, TableTransport, Tools};
 pub use family::FamilyTables;
-pub use features::Features;
+pub use features::{Features, Overrides};
 pub use hold::BlockedSets;
 pub use table::{Checks, TableDriver, TableRequest, TableResponse, TableStats};
 pub use tools::TableTools;

@@ -29,7 +29,7 @@ impl Kernel {
         Self {
             sets: Box::new(ipset::Automatic::new(options.netlink_timeout, options.program_timeout)),
             routes: Box::new(routes::Netlink::new(options.netlink_timeout)),
-            tables: Box::new(iptables::Installed),
+            tables: Box::new(iptables::Installed::default()),
             settings: Box::new(sysctl::Files::new(options.sysctl_root.clone())),
         }
     }

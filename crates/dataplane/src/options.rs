@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::iptables::features::Overrides;
+
 /// How far sets grow beyond `MaxIpsetSize` (users.md U3.b).
 pub const LARGEST_SET_FACTOR: u32 = 4;
 
@@ -14,6 +16,10 @@ pub struct Options {
     pub ip_forwarding: bool,
     /// `IptablesBackend`; `None` is `auto`: decided by evidence (netfilter.md 18.1).
     pub variant: Option<Variant>,
+    /// `StateDirectory`: where the variant in use is remembered; `None` remembers nothing.
+    pub state_directory: Option<PathBuf>,
+    /// `FeatureDetectOverride`.
+    pub features: Overrides,
     pub insert_mode: ChainInsertMode,
     /// `InterfacePrefix`.
     pub interface_prefixes: Vec<String>,
@@ -60,6 +66,15 @@ impl Variant {
             Self::Nft => "nft",
         }
     }
+
+    /// Returns the one that is not in use if this one is.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Legacy => Self::Nft,
+            Self::Nft => Self::Legacy,
+        }
+    }
 }
 
 /// `ChainInsertMode`.
@@ -75,6 +90,8 @@ impl Default for Options {
             ipv6: true,
             ip_forwarding: true,
             variant: None,
+            state_directory: None,
+            features: Overrides::default(),
             insert_mode: ChainInsertMode::Insert,
             interface_prefixes: vec!["cali".to_owned()],
             route_protocol: 3,

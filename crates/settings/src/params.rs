@@ -345,6 +345,21 @@ const IPTABLES_AND_SETS: &[Param] = &[
     )
     .sets(|s, v| s.backend = Backend::from_word(v.text())),
     Param::new(
+        "StateDirectory",
+        Kind::Path,
+        "/var/lib/calico-felix",
+        "Where the iptables variant in use is remembered, so that a host does not move to the other one by itself; \
+         none forgets it.",
+    )
+    .sets(|s, v| v.text().clone_into(&mut s.state_directory)),
+    Param::new(
+        "FeatureDetectOverride",
+        Kind::Pairs,
+        "",
+        "Force detected capabilities, e.g. SNATFullyRandom=true,MASQFullyRandom=false.",
+    )
+    .sets(|s, v| s.feature_overrides = v.pairs()),
+    Param::new(
         "ChainInsertMode",
         Kind::OneOf(&["insert", "append"]),
         "insert",

@@ -3,6 +3,7 @@
 //! Whoever needs parameters gets the few that it needs, in a struct of its own that the agent builds
 //! from this one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::PortRange;
@@ -34,6 +35,9 @@ pub struct Settings {
     pub failsafe_outbound: Vec<ProtocolPort>,
     pub kube_node_ports: Vec<PortRange>,
     pub backend: Backend,
+    /// Empty: nothing is remembered.
+    pub state_directory: String,
+    pub feature_overrides: BTreeMap<String, String>,
     pub insert_mode: InsertMode,
     pub filter_allow: AllowAction,
     pub mangle_allow: AllowAction,

@@ -106,6 +106,10 @@ impl Value {
         if let Self::PortRanges(ranges) = self { ranges } else { self.mismatch(&[]) }
     }
 
+    pub fn pairs(&self) -> BTreeMap<String, String> {
+        if let Self::Pairs(pairs) = self { pairs.clone() } else { self.mismatch(BTreeMap::new()) }
+    }
+
     pub fn rate(&self) -> Option<LogRate> {
         if let Self::Rate(rate) = self { Some(*rate) } else { self.mismatch(None) }
     }

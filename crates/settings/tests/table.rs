@@ -36,7 +36,7 @@ fn names_defaults_kinds_and_flags_are_those_of_the_reference() {
     // Our own additions (operations.md 3.19) and nothing else.
     let own: Vec<&str> =
         params::all().map(|param| param.name).filter(|name| !names(&vectors["params"]).contains(name)).collect();
-    assert_eq!(own, ["LogFormatScreen", "LogFormatFile", "ConntrackCleanup", "ControlSocketPath"]);
+    assert_eq!(own, ["LogFormatScreen", "StateDirectory", "LogFormatFile", "ConntrackCleanup", "ControlSocketPath"]);
     let retired: Vec<&str> = params::RETIRED.iter().map(|retired| retired.name).collect();
     assert_eq!(retired, names(&vectors["retired"]));
 }

@@ -54,6 +54,7 @@ impl Agent {
             .arg(format!("--config-file={}", directory.path().join("absent.cfg").display()))
             .env("FELIX_FelixHostname", host)
             .env("felix_etcdendpoints", etcd)
+            .env("FELIX_StateDirectory", directory.path().join("state"))
             .envs(variables.iter().copied())
             .stdout(output.try_clone().unwrap())
             .stderr(output);

@@ -11,14 +11,17 @@ use model::Family;
 use program::SetName;
 use tracing::{info, warn};
 
+use super::evidence::{self, Decision};
 use super::features::Features;
-use super::parse::is_our_chain;
+use super::leftovers::legacy_has_some;
+use super::sticky;
 use super::table::{TableRequest, TableResponse};
 use super::tools::TableTools;
 use super::users::rules_naming;
 use super::variant::{self, Programs};
 use crate::error::DriverError;
 use crate::options::{Options, Variant};
+use crate::report::DriverReport;
 
 /// Performs what the table drivers of one family ask for, one request at a time. A request whose future is
 /// dropped may or may not have had its effect.
@@ -74,15 +77,25 @@ pub trait Backend: fmt::Debug + Send {
     fn users_of_set<'a>(&'a mut self, _set: &'a SetName, _options: &'a Options) -> BoxFuture<'a, Vec<String>> {
         ready(Vec::new()).boxed()
     }
+
+    /// Removes what is ours from nf_tables beside the tables of `in_use`.
+    fn sweep_nft(&mut self, _family: Family, _in_use: Variant, _options: &Options) -> Option<DriverReport> {
+        None
+    }
 }
 
 /// The programs that are installed on this host.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Installed;
+#[derive(Debug, Default)]
+pub struct Installed {
+    /// What the log was last told about the choice.
+    explained: Option<Decision>,
+    /// The log was told that the choice cannot be remembered.
+    forgetful: bool,
+}
 
 impl Backend for Installed {
     fn choose<'a>(&'a mut self, options: &'a Options) -> BoxFuture<'a, Result<Tools, DriverError>> {
-        choose(options).boxed()
+        self.choose_for(options).boxed()
     }
 
     fn leftovers<'a>(
@@ -97,6 +110,39 @@ impl Backend for Installed {
     fn users_of_set<'a>(&'a mut self, set: &'a SetName, options: &'a Options) -> BoxFuture<'a, Vec<String>> {
         rules_naming(set, options).boxed()
     }
+
+    fn sweep_nft(&mut self, family: Family, in_use: Variant, options: &Options) -> Option<DriverReport> {
+        super::leftovers::sweep_nft(family, in_use, options)
+    }
+}
+
+impl Installed {
+    async fn choose_for(&mut self, options: &Options) -> Result<Tools, DriverError> {
+        let decision = decide(options).await;
+        // Attempts that fail come again and again.
+        if self.explained.as_ref() != Some(&decision) {
+            decision.log();
+        }
+        let chosen = decision.chosen;
+        self.explained = Some(decision);
+        let tools = prepare(chosen, options).await?;
+        if let Some(directory) = &options.state_directory
+            && let Err(error) = sticky::remember(directory, tools.variant)
+            && !std::mem::replace(&mut self.forgetful, true)
+        {
+            let directory = directory.display();
+            warn!(%directory, %error, "the iptables variant cannot be remembered, the next start chooses anew");
+        }
+        Ok(tools)
+    }
+}
+
+/// Looks at the host and chooses. Changes nothing.
+pub async fn decide(options: &Options) -> Decision {
+    let directories = variant::search_path();
+    let evidence = evidence::gather(families(options), &directories, options.program_timeout, options.netlink_timeout);
+    let remembered = options.state_directory.as_deref().and_then(sticky::recall);
+    Decision::new(evidence.await, options.variant, remembered)
 }
 
 /// Returns the families that are to be written.
@@ -105,17 +151,13 @@ pub fn families(options: &Options) -> impl Iterator<Item = Family> + use<> {
     Family::BOTH.into_iter().filter(move |family| ipv6 || *family == Family::V4)
 }
 
-async fn choose(options: &Options) -> Result<Tools, DriverError> {
+async fn prepare(asked: Variant, options: &Options) -> Result<Tools, DriverError> {
     let directories = variant::search_path();
     let limit = options.program_timeout;
-    let asked = match options.variant {
-        Some(variant) => variant,
-        None => variant::choose(&variant::evidence(&directories, limit).await),
-    };
     let mut tools = Tools { variant: asked, families: Vec::new() };
     for family in families(options) {
         let programs = Programs::find(family, asked, &directories)?;
-        let (found, features) = variant::probe(&programs, limit).await?;
+        let (found, features) = variant::probe(&programs, &options.features, limit).await?;
         let program = programs.restore.display().to_string();
         if found != asked {
             warn!(
@@ -127,7 +169,8 @@ async fn choose(options: &Options) -> Result<Tools, DriverError> {
         }
         info!(program, variant = found.as_str(), ?features, "iptables chosen");
         tools.variant = found;
-        let mut transport = TableTools::new(family, programs, &features, options.lock_probe, limit);
+        let mut transport =
+            TableTools::new(family, programs, &features, options.lock_probe, limit).overriding(options.features);
         if found == Variant::Nft {
             transport = transport.reading_over_netlink(options.netlink_timeout);
         }
@@ -140,18 +183,15 @@ async fn leftovers(family: Family, variant: Variant, options: &Options) -> Optio
     let directories = variant::search_path();
     let limit = options.program_timeout;
     let programs = Programs::find_named(family, variant, &directories)?;
-    if variant == Variant::Legacy && variant::legacy_tables(family).is_none_or(|names| names.trim().is_empty()) {
+    if variant == Variant::Nft || !legacy_has_some(family, &programs, options).await {
+        // The nft variant is swept over netlink.
         return None;
     }
-    let listing = variant::listing(family, variant, &directories, limit).await;
-    let mut chains = listing.lines().filter_map(|line| line.strip_prefix(':'));
-    if !chains.any(is_our_chain) {
-        return None;
-    }
-    let features = match variant::probe(&programs, limit).await {
+    let features = match variant::probe(&programs, &options.features, limit).await {
         Ok((found, features)) if found == variant => features,
         Ok(_) | Err(_) => return None,
     };
-    let transport = TableTools::new(family, programs, &features, options.lock_probe, limit);
+    let transport =
+        TableTools::new(family, programs, &features, options.lock_probe, limit).overriding(options.features);
     Some(FamilyTools { family, features, transport: Box::new(transport) })
 }

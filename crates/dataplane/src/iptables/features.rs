@@ -36,6 +36,63 @@ impl Features {
     }
 }
 
+/// `FeatureDetectOverride`: features that the operator knows better.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    pub snat_random_fully: Option<bool>,
+    pub masquerade_random_fully: Option<bool>,
+    pub nflog_size: Option<bool>,
+    pub restore_supports_lock: Option<bool>,
+}
+
+/// Names of the reference that have no meaning for what we do.
+const WITHOUT_EFFECT: [&str; 5] =
+    ["ChecksumOffloadBroken", "IPIPDeviceIsL3", "KernelSideRouteFiltering", "KernelHasUDPGSOFix", "NFTablesSupported"];
+
+impl Overrides {
+    /// Reads names, exactly as the reference spells them, and values; also returns what is wrong with some.
+    pub fn parse<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, Vec<String>) {
+        let mut overrides = Self::default();
+        let mut complaints = Vec::new();
+        for (name, value) in pairs {
+            let value = match value.trim().to_ascii_lowercase().as_str() {
+                "true" | "t" | "1" => true,
+                "false" | "f" | "0" => false,
+                _ => {
+                    complaints.push(format!("{name}={value}: neither true nor false"));
+                    continue;
+                }
+            };
+            let place = match name {
+                "SNATFullyRandom" => &mut overrides.snat_random_fully,
+                "MASQFullyRandom" => &mut overrides.masquerade_random_fully,
+                "NFLogSize" => &mut overrides.nflog_size,
+                "RestoreSupportsLock" => &mut overrides.restore_supports_lock,
+                name => {
+                    if !WITHOUT_EFFECT.contains(&name) {
+                        complaints.push(format!("{name}: no such feature"));
+                    }
+                    continue;
+                }
+            };
+            *place = Some(value);
+        }
+        (overrides, complaints)
+    }
+
+    /// Returns what counts, given what was detected.
+    #[must_use]
+    pub fn apply(&self, detected: Features) -> Features {
+        let Self { snat_random_fully, masquerade_random_fully, nflog_size, restore_supports_lock } = *self;
+        Features {
+            snat_random_fully: snat_random_fully.unwrap_or(detected.snat_random_fully),
+            masquerade_random_fully: masquerade_random_fully.unwrap_or(detected.masquerade_random_fully),
+            nflog_size: nflog_size.unwrap_or(detected.nflog_size),
+            restore_supports_lock: restore_supports_lock.unwrap_or(detected.restore_supports_lock),
+        }
+    }
+}
+
 /// Returns the first `a.b.c`, or `a.b.c-d`, that follows `marker`.
 fn version_after(text: &str, marker: &str) -> Option<Vec<u32>> {
     text.match_indices(marker).find_map(|(at, _)| {
@@ -50,6 +107,28 @@ fn version_after(text: &str, marker: &str) -> Option<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overrides_count_more_than_what_was_detected() {
+        let pairs = [
+            ("SNATFullyRandom", "false"),
+            ("NFLogSize", "0"),
+            ("RestoreSupportsLock", "maybe"),
+            ("KernelSideRouteFiltering", "true"),
+            ("masqFullyRandom", "false"),
+        ];
+        let (overrides, complaints) = Overrides::parse(pairs);
+        let all = Features::default();
+        assert_eq!(overrides.apply(all), Features { snat_random_fully: false, nflog_size: false, ..all });
+        assert_eq!(
+            complaints,
+            ["RestoreSupportsLock=maybe: neither true nor false", "masqFullyRandom: no such feature"]
+        );
+        let none = Features::of("", "", false);
+        let (overrides, _) = Overrides::parse([("MASQFullyRandom", "true"), ("RestoreSupportsLock", "T")]);
+        let expected = Features { masquerade_random_fully: true, restore_supports_lock: true, ..none };
+        assert_eq!(overrides.apply(none), expected);
+    }
 
     #[test]
     fn features_follow_from_the_versions() {

@@ -175,6 +175,15 @@ pub fn parse(table: Table, output: &str) -> Result<View, Unreadable> {
     Ok(view)
 }
 
+/// Returns of each rule in a listing whether it is in a chain of ours or made by us.
+pub(super) fn rules_are_ours(listing: &str) -> impl Iterator<Item = bool> {
+    listing.lines().filter_map(|line| line.strip_prefix("-A ")).map(|rest| {
+        let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
+        let marks = Marks::of(rule);
+        is_our_chain(chain) || marks.tag.is_some() || marks.jumps_to_us
+    })
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Before,

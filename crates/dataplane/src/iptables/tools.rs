@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::backend::TableTransport;
-use super::features::Features;
+use super::features::{Features, Overrides};
 use super::listing::Listings;
 use super::table::{TableRequest, TableResponse};
 use super::variant::{self, Programs, legacy_tables};
@@ -45,6 +45,7 @@ pub struct TableTools {
     identity: Option<Identity>,
     /// Of the nft variant: reads what the save program cannot.
     listings: Option<Listings>,
+    overrides: Overrides,
 }
 
 impl TableTransport for TableTools {
@@ -75,7 +76,23 @@ impl TableTools {
     pub fn new(family: Family, programs: Programs, features: &Features, lock_probe: Duration, limit: Duration) -> Self {
         let identity = Identity::of(&programs.restore);
         let restore_args = restore_args(features, lock_probe);
-        Self { family, programs, restore_args, lock_probe, limit, hold: Hold::Off, identity, listings: None }
+        Self {
+            family,
+            programs,
+            restore_args,
+            lock_probe,
+            limit,
+            hold: Hold::Off,
+            identity,
+            listings: None,
+            overrides: Overrides::default(),
+        }
+    }
+
+    /// Believes the operator in what the programs can do.
+    #[must_use]
+    pub fn overriding(self, overrides: Overrides) -> Self {
+        Self { overrides, ..self }
     }
 
     /// Reads tables over netlink where the save program cannot; for the nft variant.
@@ -90,7 +107,7 @@ impl TableTools {
             return None;
         }
         let program = self.programs.restore.display();
-        match variant::probe(&self.programs, self.limit).await {
+        match variant::probe(&self.programs, &self.overrides, self.limit).await {
             Ok((_, features)) => {
                 info!(%program, ?features, "program was replaced");
                 self.identity = identity;

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::Family;
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::features::Features;
+use super::features::{Features, Overrides};
 use crate::error::DriverError;
 use crate::exec;
 use crate::options::Variant;
@@ -57,47 +57,12 @@ pub fn legacy_tables(family: Family) -> Option<String> {
     if Path::new("/proc/thread-self").exists() { read("/proc/thread-self/net") } else { read("/proc/net") }
 }
 
-/// What the two variants hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Evidence {
-    /// Kubernetes marked this variant as the one to use.
-    pub legacy_hint: bool,
-    pub nft_hint: bool,
-    /// Rules over all tables of both families.
-    pub legacy_rules: usize,
-    pub nft_rules: usize,
-}
-
-/// Chooses a variant; a host without any rules gets legacy, as with the reference.
-pub fn choose(evidence: &Evidence) -> Variant {
-    if evidence.nft_hint {
-        Variant::Nft
-    } else if evidence.legacy_hint || evidence.legacy_rules >= evidence.nft_rules {
-        Variant::Legacy
-    } else {
-        Variant::Nft
-    }
-}
-
-/// Gathers the evidence. A program that is missing or fails counts as having nothing to show.
-pub async fn evidence(directories: &[PathBuf], limit: Duration) -> Evidence {
-    let mut evidence = Evidence::default();
-    for family in [Family::V6, Family::V4] {
-        let nft = listing(family, Variant::Nft, directories, limit).await;
-        evidence.nft_hint |= has_hint(&nft);
-        evidence.nft_rules += rules(&nft);
-        if legacy_tables(family).is_some() {
-            let legacy = listing(family, Variant::Legacy, directories, limit).await;
-            evidence.legacy_hint |= has_hint(&legacy);
-            evidence.legacy_rules += rules(&legacy);
-        }
-    }
-    debug!(?evidence, "iptables variants looked at");
-    evidence
-}
-
-/// Returns everything that a variant holds, without a promise of completeness.
+/// Returns everything that a variant holds, without a promise of completeness. Makes no tables: without the name of a
+/// table the legacy variant lists those that the kernel has.
 pub async fn listing(family: Family, variant: Variant, directories: &[PathBuf], limit: Duration) -> String {
+    if variant == Variant::Legacy && legacy_tables(family).is_none_or(|names| names.trim().is_empty()) {
+        return String::new();
+    }
     let Ok(programs) = Programs::find(family, variant, directories) else { return String::new() };
     match exec::run(&programs.save, &[], "", limit).await {
         Ok(finished) if finished.status == 0 => finished.stdout,
@@ -105,21 +70,16 @@ pub async fn listing(family: Family, variant: Variant, directories: &[PathBuf], 
     }
 }
 
-/// Kubelet marks the variant that it uses by chains in the mangle table; no other table has such names.
-fn has_hint(listing: &str) -> bool {
-    listing.contains("KUBE-IPTABLES-HINT") || listing.contains("KUBE-KUBELET-CANARY")
-}
-
-fn rules(listing: &str) -> usize {
-    listing.lines().filter(|line| line.starts_with('-')).count()
-}
-
 /// Asks the restore program what it is and what it can do; changes nothing.
 ///
 /// # Errors
 ///
 /// If it cannot be run at all.
-pub async fn probe(programs: &Programs, limit: Duration) -> Result<(Variant, Features), DriverError> {
+pub async fn probe(
+    programs: &Programs,
+    overrides: &Overrides,
+    limit: Duration,
+) -> Result<(Variant, Features), DriverError> {
     let version = exec::run(&programs.restore, &["--version".to_owned()], "", limit).await?;
     let kernel = std::fs::read_to_string("/proc/version").unwrap_or_default();
     // Distributions gave older versions the option too, so the version is not asked but the program.
@@ -130,7 +90,7 @@ pub async fn probe(programs: &Programs, limit: Duration) -> Result<(Variant, Fea
     if version.status != 0 {
         warn!(program = %programs.restore.display(), "the program does not tell its version, the oldest is assumed");
     }
-    Ok((variant, Features::of(&version.stdout, &kernel, takes_lock)))
+    Ok((variant, overrides.apply(Features::of(&version.stdout, &kernel, takes_lock))))
 }
 
 fn find(family: Family, variant: Variant, verb: &str, directories: &[PathBuf]) -> Result<PathBuf, DriverError> {
@@ -157,24 +117,6 @@ fn first(directories: &[PathBuf], name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_variant_is_chosen_by_hints_first_and_then_by_the_number_of_rules() {
-        let case = |legacy_hint, nft_hint, legacy_rules, nft_rules| {
-            choose(&Evidence { legacy_hint, nft_hint, legacy_rules, nft_rules })
-        };
-        let cases = [
-            (case(false, false, 0, 0), Variant::Legacy),
-            (case(false, false, 5, 5), Variant::Legacy),
-            (case(false, false, 5, 6), Variant::Nft),
-            (case(true, false, 0, 9), Variant::Legacy),
-            (case(false, true, 9, 0), Variant::Nft),
-            (case(true, true, 9, 0), Variant::Nft),
-        ];
-        for (index, (chosen, expected)) in cases.into_iter().enumerate() {
-            assert_eq!(chosen, expected, "case {index}");
-        }
-    }
 
     #[test]
     fn programs_that_name_their_variant_come_before_those_that_do_not() {

@@ -94,6 +94,20 @@ impl Agent {
         self.runtime.block_on(self.apply.apply(changes))
     }
 
+    /// Does what is due for some time.
+    pub fn apply_for(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        let mut report = self.apply(Changes::default());
+        loop {
+            let due = report.again.map_or(end, |(due, _)| due.min(end));
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if Instant::now() >= end {
+                return;
+            }
+            report = self.apply(Changes::default());
+        }
+    }
+
     /// Applies nothing new for as long as something is to be done within the next second.
     pub fn settle(&mut self, mut report: Report) -> Report {
         let deadline = Instant::now() + LIMIT;

@@ -42,12 +42,6 @@ pub(super) const LATER: &[Param] = &[
         "EnabledIPIPOnly",
         "Which mechanisms program routes to other nodes.",
     ),
-    Param::new(
-        "FeatureDetectOverride",
-        Kind::Pairs,
-        "",
-        "Force detected capabilities, e.g. SNATFullyRandom=true,MASQFullyRandom=false.",
-    ),
     Param::new("PolicySyncPathPrefix", Kind::Path, "", "Directory for per-workload policy sockets; empty disables."),
     Param::new(
         "OpenstackRegion",
