@@ -20,9 +20,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use model::{Family, Name};
-use program::{Changes, SetChange, SetName, TableChanges, TableId};
+use program::{Changes, SetChange, SetName, Table, TableChanges, TableId};
 use tracing::{debug, error, info, warn};
 
+use crate::canary::Canary;
 use crate::clock;
 use crate::error::DriverError;
 use crate::ipset::IpSets;
@@ -56,6 +57,8 @@ pub struct ApplyLoop {
     doubted_at: Option<Instant>,
     /// When to look again at what the other iptables variant holds of ours.
     sweep: Instant,
+    /// Whether packets see our rules.
+    canary: Canary,
     /// What the last sweep failed at.
     unswept: Vec<String>,
 }
@@ -88,6 +91,7 @@ impl ApplyLoop {
             large_sets: BTreeSet::new(),
             doubted_at: None,
             sweep: clock::now(),
+            canary: Canary::default(),
             unswept: Vec::new(),
             options,
         }
@@ -140,6 +144,7 @@ impl ApplyLoop {
         drivers.extend(tables);
         drivers.push(routes);
         drivers.extend(self.sweep_other_variant().await);
+        drivers.extend(self.prove_packet_path().await);
         drivers.retain(DriverReport::has_something);
         Report { seq, took: clock::now().saturating_duration_since(started), drivers, again: self.again() }
     }
@@ -174,10 +179,11 @@ impl ApplyLoop {
         let settled =
             matches!(&self.tables, Tables::Known { families, .. } if families.iter().all(FamilyTables::is_settled));
         let sweep = settled.then_some((self.sweep, "sweep of the other iptables variant"));
+        let canary = self.canary.next_due().filter(|_| settled).map(|at| (at, "proof that packets see our rules"));
         let sets = self.sets.next_due();
         let sysctls = self.sysctls.next_due();
         let routes = self.routes.next_due().filter(|_| self.filter_was_in_force());
-        [tables, sweep, sets, sysctls, routes].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [tables, sweep, canary, sets, sysctls, routes].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     // Routes.
@@ -328,6 +334,22 @@ impl ApplyLoop {
         }
         let runs = families.iter_mut().map(FamilyTables::run);
         futures_util::future::join_all(runs).await.into_iter().flatten().collect()
+    }
+
+    /// Sends a packet through our rules when everything wanted is in force for the first time (U6.c).
+    async fn prove_packet_path(&mut self) -> Vec<DriverReport> {
+        let Tables::Known { variant, families } = &self.tables else { return Vec::new() };
+        for tables in families.iter().filter(|tables| self.options.canary && tables.is_settled()) {
+            let family = tables.family();
+            let due = self.canary.is_due(family, clock::now());
+            if due
+                && tables.wants_hook(Table::Raw, "PREROUTING")
+                && let Some(outcome) = self.backend.prove(family, *variant, &self.options).await
+            {
+                self.canary.take(family, &outcome, clock::now());
+            }
+        }
+        self.canary.report().collect()
     }
 
     /// Removes what the variant that is not in use holds of ours, after everything wanted is in force

@@ -5,6 +5,7 @@ pub mod evidence;
 pub mod family;
 pub mod features;
 pub mod hash;
+mod hits;
 mod hold;
 mod leftovers;
 mod listing;

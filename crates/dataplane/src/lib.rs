@@ -1,6 +1,7 @@
 //! Brings the kernel to what a program says.
 
 pub mod apply;
+pub mod canary;
 pub mod clock;
 pub mod driver;
 pub mod error;

@@ -20,6 +20,8 @@ pub struct Options {
     pub state_directory: Option<PathBuf>,
     /// `FeatureDetectOverride`.
     pub features: Overrides,
+    /// Prove at the start that packets see our rules (U6.c).
+    pub canary: bool,
     pub insert_mode: ChainInsertMode,
     /// `InterfacePrefix`.
     pub interface_prefixes: Vec<String>,
@@ -92,6 +94,7 @@ impl Default for Options {
             variant: None,
             state_directory: None,
             features: Overrides::default(),
+            canary: true,
             insert_mode: ChainInsertMode::Insert,
             interface_prefixes: vec!["cali".to_owned()],
             route_protocol: 3,

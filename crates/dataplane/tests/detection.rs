@@ -349,3 +349,105 @@ fn without_ipv6_no_program_and_no_message_of_that_family_is_used() {
         assert!(family_6.is_empty(), "{family_6:#?}");
     }
 }
+
+fn link_names() -> Vec<String> {
+    let links = Command::new("ip").args(["-o", "link"]).output().unwrap();
+    let text = String::from_utf8(links.stdout).unwrap();
+    text.lines().filter_map(|line| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned())).collect()
+}
+
+/// U6.c: the proof succeeds, on hosts that drop whatever they can, and leaves nothing behind.
+#[test]
+fn a_packet_proves_that_rules_are_in_force() {
+    needs_tables!();
+    for host in [NFT, LEGACY] {
+        in_new_netns(|| {
+            println!("{host:?}");
+            // As a killed agent leaves it; and a host that lets nothing out.
+            let pair = ["link", "add", "felix-canary-a", "type", "veth", "peer", "name", "felix-canary-b"];
+            assert!(Command::new("ip").args(pair).status().unwrap().success());
+            for host in both(host) {
+                host.restore("*filter\n:INPUT DROP\n:OUTPUT DROP\n:FORWARD DROP\nCOMMIT\n");
+            }
+            let log = Log::default();
+            let mut agent = Agent::with(Options { variant: Some(host.variant), ..Options::default() });
+            assert_sound(&log.while_doing(|| agent.apply(programs(host))));
+            assert_eq!(log.count("INFO", "packets pass our rules family="), 2, "{}", log.text());
+            assert_eq!(link_names(), ["lo"]);
+        });
+    }
+}
+
+/// U6.c: rules that no packet meets are an error, until packets meet them.
+#[test]
+fn rules_that_packets_do_not_meet_are_complained_about_once_and_tried_again() {
+    needs_tables!();
+    for host in [NFT, LEGACY] {
+        in_new_netns(|| {
+            println!("{host:?}");
+            // Somebody's verdict before all tables of iptables, for one family.
+            host.nft("table ip early {\nchain x {\ntype filter hook prerouting priority -400\ndrop\n}\n}");
+            let log = Log::default();
+            let mut agent = Agent::with(Options { variant: Some(host.variant), ..Options::default() });
+            let report = log.while_doing(|| {
+                agent.apply(programs(host));
+                agent.apply_for(Duration::from_millis(800));
+                agent.apply(Changes::default())
+            });
+            let canary: Vec<_> = report.drivers.iter().filter(|driver| driver.driver.starts_with("canary/")).collect();
+            assert!(report.failed() && canary.len() == 1 && canary[0].driver == "canary/4", "{report:?}");
+            assert_eq!(log.count("ERROR", "rules are not in the packet path family=4"), 1, "{}", log.text());
+            assert_eq!(log.count("INFO", "packets pass our rules family=6"), 1, "{}", log.text());
+            assert_eq!(link_names(), ["lo"]);
+
+            host.nft("delete table ip early");
+            log.while_doing(|| agent.apply_for(Duration::from_secs(2)));
+            assert_sound(&agent.apply(Changes::default()));
+            assert_eq!(log.count("INFO", "packets pass our rules family=4"), 1, "{}", log.text());
+        });
+    }
+}
+
+/// U6.c: the pair has no address, and nothing but the one packet is on it.
+#[test]
+fn the_proof_configures_no_address_and_sends_nothing_out() {
+    needs_tables!("tcpdump");
+    in_new_netns(|| {
+        let sh =
+            |script: &str| assert!(Command::new("sh").args(["-c", script]).status().unwrap().success(), "{script}");
+        sh(
+            "ip link add out type veth peer name wire && ip link set wire up && ip link set out up && ip addr add 192.0.2.1/24 dev out && \
+            ip route add default via 192.0.2.2",
+        );
+        let mut monitor = Command::new("ip")
+            .args(["-o", "monitor", "address", "route"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut sniffer = Command::new("tcpdump")
+            .args(["-n", "-l", "-i", "out"])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        let log = Log::default();
+        let mut agent = Agent::with(Options { variant: Some(Variant::Nft), ..Options::default() });
+        assert_sound(&log.while_doing(|| agent.apply(programs(NFT))));
+        assert_eq!(log.count("INFO", "packets pass our rules family="), 2, "{}", log.text());
+        std::thread::sleep(Duration::from_millis(300));
+        let output = |child: &mut std::process::Child| {
+            child.kill().unwrap();
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut text).unwrap();
+            child.wait().unwrap();
+            text
+        };
+        let changes = output(&mut monitor);
+        // The kernel's own route for multicast is all that there is of the pair.
+        let of_the_pair: Vec<&str> = changes.lines().filter(|line| line.contains("felix-canary")).collect();
+        assert!(of_the_pair.iter().all(|line| line.contains("multicast ff00::/8")), "{changes}");
+        let packets = output(&mut sniffer);
+        assert!(!packets.contains("224.0.0.1") && !packets.contains("ip-proto-253"), "{packets}");
+    });
+}

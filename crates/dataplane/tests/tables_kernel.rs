@@ -566,7 +566,7 @@ fn who_uses_a_set_is_found_in_both_variants_and_families() {
         );
         assert!(Command::new("sh").args(["-ec", &line]).status().unwrap().success());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut backend = dataplane::iptables::Installed;
+        let mut backend = dataplane::iptables::Installed::default();
         let options = way.options();
         let users = runtime.block_on(async {
             dataplane::iptables::Backend::users_of_set(&mut backend, &set_name(&set), &options).await

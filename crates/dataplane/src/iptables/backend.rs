@@ -13,12 +13,14 @@ use tracing::{info, warn};
 
 use super::evidence::{self, Decision};
 use super::features::Features;
+use super::hits::hits;
 use super::leftovers::legacy_has_some;
 use super::sticky;
 use super::table::{TableRequest, TableResponse};
 use super::tools::TableTools;
 use super::users::rules_naming;
 use super::variant::{self, Programs};
+use crate::canary::{self, Outcome};
 use crate::error::DriverError;
 use crate::options::{Options, Variant};
 use crate::report::DriverReport;
@@ -78,6 +80,16 @@ pub trait Backend: fmt::Debug + Send {
         ready(Vec::new()).boxed()
     }
 
+    /// Proves that packets see our hook in raw PREROUTING; `None` if that makes no sense here.
+    fn prove<'a>(
+        &'a mut self,
+        _family: Family,
+        _variant: Variant,
+        _options: &'a Options,
+    ) -> BoxFuture<'a, Option<Outcome>> {
+        ready(None).boxed()
+    }
+
     /// Removes what is ours from nf_tables beside the tables of `in_use`.
     fn sweep_nft(&mut self, _family: Family, _in_use: Variant, _options: &Options) -> Option<DriverReport> {
         None
@@ -109,6 +121,19 @@ impl Backend for Installed {
 
     fn users_of_set<'a>(&'a mut self, set: &'a SetName, options: &'a Options) -> BoxFuture<'a, Vec<String>> {
         rules_naming(set, options).boxed()
+    }
+
+    fn prove<'a>(
+        &'a mut self,
+        family: Family,
+        variant: Variant,
+        options: &'a Options,
+    ) -> BoxFuture<'a, Option<Outcome>> {
+        async move {
+            let count = move || hits(family, variant, options).boxed();
+            Some(canary::prove(family, options, &count).await)
+        }
+        .boxed()
     }
 
     fn sweep_nft(&mut self, family: Family, in_use: Variant, options: &Options) -> Option<DriverReport> {

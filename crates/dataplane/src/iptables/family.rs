@@ -96,6 +96,11 @@ impl FamilyTables {
         self.drivers.iter().any(|driver| driver.id().table == Table::Filter && driver.was_settled())
     }
 
+    /// Returns whether a hook is wanted in a base chain of a table.
+    pub fn wants_hook(&self, table: Table, base: &str) -> bool {
+        self.drivers.iter().any(|driver| driver.id().table == table && driver.wants_hook(base))
+    }
+
     /// See [`TableDriver::may_name_old_sets`].
     pub fn may_name_old_sets(&self) -> bool {
         self.drivers.iter().any(TableDriver::may_name_old_sets)

@@ -317,6 +317,11 @@ impl TableDriver {
         !self.is_settled() || self.held.values().any(|held| held.instead.is_none())
     }
 
+    /// Returns whether a hook is wanted in a base chain.
+    pub fn wants_hook(&self, base: &str) -> bool {
+        self.hooks.get(base).is_some_and(|hooks| !hooks.is_empty())
+    }
+
     /// When the driver wants to be asked again, and why.
     pub fn due(&self) -> Option<(Instant, &'static str)> {
         let retry = self.backoff.due().map(|at| (at, "retry of a table"));
