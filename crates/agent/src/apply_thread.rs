@@ -98,6 +98,8 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
     let mut last_seq = 0;
     let mut again: Option<(Instant, &'static str)> = None;
     let mut asked = false;
+    // Before that, only a batch leads to an apply.
+    let mut rested = Instant::now();
     loop {
         if !asked && ends.ready.send(ToGraph::ReadyForBatch).is_err() {
             return;
@@ -111,6 +113,9 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
                 None => return,
             },
             reason = until(again) => (Cause::Again(reason), Changes { seq: last_seq, ..Changes::default() }),
+            reason = disturbed(&mut apply, rested) => {
+                (Cause::Again(reason), Changes { seq: last_seq, ..Changes::default() })
+            }
         };
         if cause == Cause::Batch {
             asked = false;
@@ -126,7 +131,8 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
                 return;
             }
         };
-        again = report.again.map(|(at, reason)| (at.max(Instant::now() + LEAST_PAUSE), reason));
+        rested = Instant::now() + LEAST_PAUSE;
+        again = report.again.map(|(at, reason)| (at.max(rested), reason));
         let gap = cost.gap_after(report.took);
         if ends.messages.send(Message::Applied(Box::new(Applied { cause, counts, report }))).await.is_err() {
             return;
@@ -146,6 +152,13 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 async fn stopped_for_long(stop: &mut watch::Receiver<bool>) {
     stopped(stop).await;
     tokio::time::sleep(GRACE).await;
+}
+
+/// Waits until a driver has something to do of which it did not know, but at least until `rested`: others may
+/// change the kernel as often as they like.
+async fn disturbed(apply: &mut ApplyLoop, rested: Instant) -> &'static str {
+    tokio::time::sleep_until(rested.into()).await;
+    apply.disturbed().await
 }
 
 /// Waits for the moment, or for ever if there is none.

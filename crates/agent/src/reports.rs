@@ -20,6 +20,9 @@ const MOST_REASONS: usize = 20;
 /// Time between two lines that say that a driver keeps failing.
 const REMINDER: Duration = Duration::from_secs(60);
 
+/// Least time between two lines that say that the kernel was put right for the same reason.
+const REPETITION: Duration = Duration::from_secs(10);
+
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
@@ -27,6 +30,8 @@ pub(crate) struct Reports {
     held: BTreeMap<String, Vec<String>>,
     /// By driver: what was said since it began to fail.
     failing: BTreeMap<String, Failure>,
+    /// By reason: when it was last said that the kernel was put right.
+    put_right: BTreeMap<&'static str, Instant>,
 }
 
 /// A driver's failure that lasts.
@@ -65,7 +70,7 @@ impl Reports {
             Cause::Batch => {
                 info!(seq, links, sets, members, chains, routes, writes, failed, took = ?took, "batch applied");
             }
-            Cause::Again(reason) if writes > 0 => {
+            Cause::Again(reason) if writes > 0 && self.is_worth_a_line(reason, Instant::now()) => {
                 info!(seq, reason, writes, failed, took = ?took, "kernel put right");
             }
             Cause::Again(reason) => debug!(seq, reason, failed, took = ?took, "kernel looked after"),
@@ -73,6 +78,16 @@ impl Reports {
         if let Some((at, reason)) = report.again {
             debug!(seq, reason, wait = ?at.saturating_duration_since(Instant::now()), "waiting");
         }
+    }
+
+    /// Others may change the kernel ten times a second, and it is put right each time.
+    fn is_worth_a_line(&mut self, reason: &'static str, now: Instant) -> bool {
+        let said = self.put_right.get(reason);
+        let worth = said.is_none_or(|said| now >= *said + REPETITION);
+        if worth {
+            self.put_right.insert(reason, now);
+        }
+        worth
     }
 
     fn log_driver(&mut self, seq: u64, report: &DriverReport) {
@@ -185,6 +200,18 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn putting_the_kernel_right_is_said_every_ten_seconds_at_most_for_each_reason() {
+        let start = Instant::now();
+        let mut reports = Reports::default();
+        let mut said = |reason, second| reports.is_worth_a_line(reason, start + Duration::from_secs(second));
+        let steps =
+            [("a", 0, true), ("a", 1, false), ("b", 2, true), ("a", 9, false), ("a", 10, true), ("a", 19, false)];
+        for (reason, second, expected) in steps {
+            assert_eq!(said(reason, second), expected, "{reason} {second}");
+        }
+    }
 
     #[test]
     fn a_failure_is_said_when_it_begins_or_has_a_new_reason_and_so_is_the_recovery() {

@@ -15,6 +15,7 @@
 //! exists; what cannot be programmed is closed and reported, never open; no text from the datastore
 //! gets into a name or an interface match unless it was looked at here.
 
+mod claims;
 pub mod dispatch;
 pub mod endpoint;
 pub mod endpoint_marks;
@@ -43,6 +44,7 @@ use program::{
 pub use marks::{MarkError, Marks};
 pub use options::Options;
 
+use claims::Claims;
 use dispatch::{HostDispatch, WorkloadDispatch};
 use endpoint_marks::EndpointMarks;
 use lists::Lists;
@@ -83,6 +85,7 @@ pub struct Compiler {
     /// Interfaces of endpoints that may use addresses of others.
     spoofing: BTreeSet<Name>,
     dispatch: WorkloadDispatch,
+    claims: Claims,
     /// Chains for endpoint marks that are defined.
     mark_dispatch: BTreeSet<ChainName>,
     marks: EndpointMarks,
@@ -111,6 +114,7 @@ impl Compiler {
             lists: Lists::default(),
             spoofing: BTreeSet::new(),
             dispatch: WorkloadDispatch::default(),
+            claims: Claims::default(),
             mark_dispatch: BTreeSet::new(),
             work: Work::default(),
         }
@@ -119,6 +123,11 @@ impl Compiler {
     /// How much was done so far: a measure of what changes cost, independent of the machine.
     pub const fn work(&self) -> Work {
         self.work
+    }
+
+    /// Number of destinations that more than one endpoint claims, for metrics (U17.b).
+    pub const fn contested_destinations(&self) -> usize {
+        self.claims.contested()
     }
 
     /// Returns the changes that bring the kernel to the state after this batch. The first call
@@ -190,6 +199,7 @@ impl Compiler {
         for id in sets_removed.iter().filter(|id| !sets_created.contains_key(*id)) {
             self.sets.remove(&self.options, id, &mut changes);
         }
+        self.complain_of_contested(&mut complaints);
         self.define_lazy_chains(&mut complaints);
         for (id, table) in &mut self.tables {
             let table = table.finish();
@@ -288,7 +298,7 @@ impl Compiler {
     }
 
     fn set_routes(
-        &self,
+        &mut self,
         interface: &Name,
         mut new: Endpoint,
         old: Option<&Endpoint>,
@@ -296,12 +306,28 @@ impl Compiler {
     ) -> Endpoint {
         for family in self.options.families() {
             let routes = routes::workload_routes(&self.options, &new.program, *family);
-            if old.and_then(|old| old.routes.get(family)) != Some(&routes) {
+            let known = old.and_then(|old| old.routes.get(family));
+            if known != Some(&routes) {
+                self.claims.change(interface, known.map_or(&[], Vec::as_slice), &routes);
                 changes.routes.insert((*family, Name::clone(interface)), routes.clone());
             }
             new.routes.insert(*family, routes);
         }
         new
+    }
+
+    /// Names the endpoints that claim one destination (U17.b).
+    fn complain_of_contested(&mut self, complaints: &mut Vec<Complaint>) {
+        for (destination, interfaces) in self.claims.take_news() {
+            let endpoints = interfaces.iter().filter_map(|name| Some((name, self.endpoints.get(name)?)));
+            let endpoints: Vec<String> =
+                endpoints.map(|(name, endpoint)| format!("{} on {name}", endpoint.program.key)).collect();
+            let endpoints = endpoints.join(" and ");
+            let reason = format!(
+                "claimed by endpoints {endpoints}; its traffic goes to the newest of these interfaces that is up"
+            );
+            complaints.push(Complaint { object: format!("destination {destination}"), reason });
+        }
     }
 
     fn remove_endpoint(&mut self, interface: &Name, old: Option<Endpoint>, changes: &mut Changes) {
@@ -314,6 +340,7 @@ impl Compiler {
         self.sources.drop_groups(&self.lists.release(&old.program.tiers));
         self.marks.release(interface);
         for family in self.options.families() {
+            self.claims.change(interface, old.routes.get(family).map_or(&[], Vec::as_slice), &[]);
             changes.routes.insert((*family, Name::clone(interface)), Vec::new());
         }
         changes.interfaces.insert(Name::clone(interface), None);

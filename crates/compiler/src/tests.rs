@@ -514,6 +514,35 @@ fn interfaces_with_odd_names_get_nothing_and_a_complaint() {
     }
 }
 
+/// U17.b: both keys are named, once; each of the two has its route wanted, so that the loser's is there to be written
+/// when the winner leaves.
+#[test]
+fn endpoints_that_claim_one_address_are_named_in_both_families() {
+    let mut compiler = Compiler::new(options(true, false));
+    let claim = |interface: &str| {
+        let mut program = EndpointProgram::clone(&with_policies(interface, &[]).unwrap());
+        program.endpoint = Arc::new(WorkloadEndpoint {
+            v4_nets: vec!["10.65.0.2/32".parse().unwrap()],
+            v6_nets: vec!["fd10::2/128".parse().unwrap()],
+            ..WorkloadEndpoint::clone(&program.endpoint)
+        });
+        (Name::from(interface), Some(Arc::new(program)))
+    };
+    let batch = |endpoints: Vec<_>| Batch { endpoints: endpoints.into_iter().collect(), ..Batch::default() };
+    assert_eq!(compiler.compile(&batch(vec![claim("tap1")])).1, Vec::new());
+    let (changes, complaints) = compiler.compile(&batch(vec![claim("tap2")]));
+    assert_eq!(changes.routes.values().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+    assert_eq!(compiler.contested_destinations(), 2);
+    let objects: Vec<&str> = complaints.iter().map(|complaint| complaint.object.as_str()).collect();
+    assert_eq!(objects, ["destination 10.65.0.2/32", "destination fd10::2/128"]);
+    let keys = [endpoint_key("tap1"), endpoint_key("tap2")].map(|key| key.to_string());
+    for Complaint { reason, .. } in complaints {
+        assert!(keys.iter().all(|key| reason.contains(key)), "{reason}");
+    }
+    let (changes, complaints) = compiler.compile(&batch(vec![("tap2".into(), None)]));
+    assert_eq!((changes.routes.len(), complaints, compiler.contested_destinations()), (2, Vec::new(), 0));
+}
+
 #[test]
 fn sets_exist_in_both_families_and_members_go_to_their_own() {
     let mut compiler = Compiler::new(options(true, false));

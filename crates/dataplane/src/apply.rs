@@ -79,7 +79,7 @@ impl ApplyLoop {
 
     /// Uses another kernel than that of this host.
     pub fn with_kernel(options: Options, kernel: Kernel) -> Self {
-        let Kernel { sets, routes, tables: backend, settings } = kernel;
+        let Kernel { sets, routes, flows, tables: backend, settings } = kernel;
         let tables = Tables::Unknown { wanted: BTreeMap::new(), backoff: Backoff::default(), reason: String::new() };
         Self {
             started: false,
@@ -87,7 +87,7 @@ impl ApplyLoop {
             sysctls: Sysctls::with_tree(&options, settings),
             backend,
             tables,
-            routes: Routes::with_transport(&options, routes),
+            routes: Routes::with_transport(&options, routes, flows),
             large_sets: BTreeSet::new(),
             doubted_at: None,
             sweep: clock::now(),
@@ -147,6 +147,14 @@ impl ApplyLoop {
         drivers.extend(self.prove_packet_path().await);
         drivers.retain(DriverReport::has_something);
         Report { seq, took: clock::now().saturating_duration_since(started), drivers, again: self.again() }
+    }
+
+    /// Returns, with the reason, when a driver has something to do that neither a batch nor [`Report::again`]
+    /// asks for: somebody else changed what is ours, or what a driver waited for has come (U15.d). An empty
+    /// [`Self::apply`] does it. Nothing is lost if the future is dropped.
+    pub async fn disturbed(&mut self) -> &'static str {
+        self.routes.disturbed().await;
+        "routes were changed by others"
     }
 
     /// Interfaces whose kernel settings are not as wanted yet; their endpoints are down.

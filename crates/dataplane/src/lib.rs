@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod canary;
 pub mod clock;
+pub mod conntrack;
 pub mod driver;
 pub mod error;
 pub mod exec;

@@ -9,6 +9,8 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use crate::netlink;
+
 /// An address on a link and who answers for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Neighbour {
@@ -35,6 +37,21 @@ pub(crate) fn replace(neighbour: &Neighbour) -> RouteNetlinkMessage {
     message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(neighbour.address)));
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(neighbour.mac.to_vec()));
     RouteNetlinkMessage::NewNeighbour(message)
+}
+
+/// Returns which IPv4 neighbour a message is about.
+pub(crate) fn subject(payload: &[u8]) -> Option<(u32, Ipv4Addr)> {
+    const LENGTH: usize = 12;
+    const DESTINATION: u16 = 1;
+    const INET: u8 = 2;
+    if *payload.first()? != INET {
+        return None;
+    }
+    let index = u32::from_ne_bytes(*payload.get(4..)?.first_chunk()?);
+    let attributes = netlink::attributes(payload.get(LENGTH..)?).map_while(|attribute| attribute);
+    let address = attributes.into_iter().find_map(|(kind, value)| (kind == DESTINATION).then_some(value))?;
+    let octets: [u8; 4] = address.try_into().ok()?;
+    Some((index, octets.into()))
 }
 
 /// Reads one entry of a list; `None` unless it is a permanent IPv4 neighbour.
@@ -69,8 +86,10 @@ mod tests {
             bytes
         };
         assert_eq!(permanent(&bytes(&message)), Some(neighbour));
+        assert_eq!(subject(&bytes(&message)), Some((neighbour.index, neighbour.address)));
         message.header.state = NeighbourState::Reachable;
         assert_eq!(permanent(&bytes(&message)), None);
-        assert_eq!(permanent(&[2, 0]), None);
+        assert_eq!(subject(&bytes(&message)), Some((neighbour.index, neighbour.address)), "whatever its state");
+        assert_eq!((permanent(&[2, 0]), subject(&[2, 0])), (None, None));
     }
 }

@@ -90,6 +90,14 @@ impl Channel {
         Self { protocol, timeout, strict, socket: None, sequence: 0, buffer: Vec::with_capacity(DATAGRAM) }
     }
 
+    /// Returns the port of the socket, as it stands in what the kernel tells others of our requests; `None`
+    /// while it is closed.
+    pub(crate) fn port(&self) -> Option<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.as_ref()?.get_address(&mut address).ok()?;
+        Some(address.port_number())
+    }
+
     /// Returns the first of `count` fresh sequence numbers, never 0.
     pub(crate) fn sequences(&mut self, count: u32) -> u32 {
         if self.sequence > u32::MAX / 2 {
@@ -348,6 +356,25 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Option<(u16, 
         }
         Some(item)
     })
+}
+
+/// One message, as it was sent to a subscriber.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    /// Netlink port of whoever caused it; 0 is the kernel.
+    pub(crate) port: u32,
+    pub(crate) payload: &'a [u8],
+}
+
+/// Hands every whole message of a datagram to `each`.
+pub(crate) fn messages(mut bytes: &[u8], mut each: impl FnMut(Message<'_>)) {
+    const PORT_AT: usize = 12;
+    while let Some((message, rest)) = split_message(bytes) {
+        let port = bytes.get(PORT_AT..).and_then(|port| port.first_chunk()).map_or(0, |port| u32::from_ne_bytes(*port));
+        each(Message { kind: message.kind, port, payload: message.payload });
+        bytes = rest;
+    }
 }
 
 /// Cuts the first message off a datagram; `None` if there is no whole message.

@@ -1,6 +1,7 @@
 //! Wanted routes of one family, what the kernel has of ours, and the changes between the two.
 //!
-//! Fed by the route driver with wishes, readings and outcomes; gives it changes. Pure.
+//! Fed by the route driver with wishes, readings, outcomes and news; gives it changes, and the addresses that
+//! left (host.md 10). Pure.
 //!
 //! A route's identity in the kernel's table is its [`RouteKey`]; several interfaces may want the same
 //! key, and the newest of those that are up gets it (host.md 9.2).
@@ -9,7 +10,7 @@
 //! looked at again whenever something changed that its route depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -72,6 +73,24 @@ pub(super) struct Plan {
     pub(super) protected_until: Option<Instant>,
 }
 
+/// What a change by somebody else means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    /// A route of ours that is not wanted went.
+    Vanished,
+    /// A wanted route went.
+    Lost,
+    /// A wanted route may not be what it was.
+    Doubtful,
+}
+
+/// Returns the address that a route leads to, if it is a single one: only these have flows of their own
+/// (host.md 10).
+pub(super) fn address_of(destination: &IpNet) -> Option<IpAddr> {
+    (destination.prefix_len() == destination.max_prefix_len()).then(|| destination.addr())
+}
+
 /// Routes of one family.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -86,6 +105,12 @@ pub(super) struct Table {
     dirty: BTreeSet<RouteKey>,
     /// Not deleted because their interface is new.
     protected: BTreeSet<RouteKey>,
+    /// Interface that a destination's route was wanted on when everything was last as wanted (host.md 10.2).
+    owners: BTreeMap<IpNet, u32>,
+    /// Destinations whose owner may be another one by now.
+    unsettled: BTreeSet<IpNet>,
+    /// Routes that went without our doing, and on which interface.
+    vanished: Vec<(RouteKey, u32)>,
     pub(super) grace: Grace,
 }
 
@@ -99,6 +124,9 @@ impl Table {
             kernel: BTreeMap::new(),
             dirty: BTreeSet::new(),
             protected: BTreeSet::new(),
+            owners: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            vanished: Vec::new(),
             grace: Grace::default(),
         }
     }
@@ -140,8 +168,13 @@ impl Table {
     /// The interface is gone, and with it, the kernel's routes through it.
     pub(super) fn forget_index(&mut self, index: u32) {
         self.grace.forget(index);
-        self.kernel.retain(|_, routes| {
+        let vanished = &mut self.vanished;
+        self.kernel.retain(|key, routes| {
+            let known = routes.len();
             routes.retain(|route| route.index != index);
+            if routes.len() < known {
+                vanished.push((*key, index));
+            }
             !routes.is_empty()
         });
     }
@@ -149,7 +182,11 @@ impl Table {
     /// Takes what was read: everything if `complete`, otherwise only additions to what was known.
     pub(super) fn read(&mut self, routes: BTreeMap<RouteKey, Vec<KernelRoute>>, complete: bool) {
         if complete {
-            self.kernel = routes;
+            for (key, old) in std::mem::replace(&mut self.kernel, routes) {
+                let new = self.kernel.get(&key).map_or(&[][..], Vec::as_slice);
+                let went = old.iter().filter(|old| !new.iter().any(|new| new.index == old.index));
+                self.vanished.extend(went.map(|old| (key, old.index)));
+            }
         } else {
             self.kernel.extend(routes);
         }
@@ -166,6 +203,7 @@ impl Table {
         }
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.append(&mut self.protected);
+        self.unsettled.extend(dirty.iter().map(|key| key.destination));
         let (mut early, mut replace, mut late) = (Vec::new(), Vec::new(), Vec::new());
         let mut protected_until: Option<Instant> = None;
         for key in dirty {
@@ -174,8 +212,17 @@ impl Table {
             if let Some(route) = desired
                 && !present.contains(&route)
             {
-                // Whatever else has this key is replaced, or seen and deleted at the next reading.
-                replace.push(RouteOp::Replace(key, route));
+                let moves = self.moves(&key, route.index, present, interfaces);
+                if moves && !may_delete {
+                    self.dirty.insert(key);
+                } else if moves {
+                    // It is written when the flows of its former holder are gone (host.md 10.3, 10.4).
+                    early.extend(present.iter().map(|route| RouteOp::Delete(key, route.index)));
+                    self.dirty.insert(key);
+                } else {
+                    // Whatever else has this key is replaced, or seen and deleted at the next reading.
+                    replace.push(RouteOp::Replace(key, route));
+                }
                 continue;
             }
             for route in present.iter().filter(|route| Some(**route) != desired) {
@@ -218,6 +265,98 @@ impl Table {
                 self.family == Family::V4 && key.metric == 0 && others
             }
         }
+    }
+
+    /// Takes what somebody else did to a route.
+    pub(super) fn heard(&mut self, key: RouteKey, route: &KernelRoute, gone: bool) -> Heard {
+        let wanted = self.claims.contains_key(&key);
+        let known = self.kernel.get_mut(&key);
+        if !gone {
+            // Which of several routes of this key it has replaced, if any, is not always told; and that a
+            // flag of a known one changed is no news.
+            let news = wanted && known.is_none_or(|routes| !routes.contains(route));
+            return if news { Heard::Doubtful } else { Heard::Nothing };
+        }
+        let Some(routes) = known else { return Heard::Nothing };
+        let Some(at) = routes.iter().position(|known| known.index == route.index) else { return Heard::Nothing };
+        routes.remove(at);
+        if routes.is_empty() {
+            self.kernel.remove(&key);
+        }
+        self.vanished.push((key, route.index));
+        self.dirty.insert(key);
+        if wanted { Heard::Lost } else { Heard::Vanished }
+    }
+
+    /// Returns the addresses whose flows must be forgotten because of routes that went without our doing
+    /// (host.md 10.2).
+    pub(super) fn departures(&mut self, interfaces: &Interfaces) -> Vec<IpAddr> {
+        let vanished = std::mem::take(&mut self.vanished);
+        vanished.into_iter().filter_map(|(key, index)| self.departure(&key, index, interfaces)).collect()
+    }
+
+    /// Returns the address whose flows must be forgotten, if any, now that a route of this key through this
+    /// interface is gone (the table of host.md 10.2).
+    pub(super) fn departure(&self, key: &RouteKey, index: u32, interfaces: &Interfaces) -> Option<IpAddr> {
+        let address = address_of(&key.destination)?;
+        match self.owner(key.destination, interfaces) {
+            None => Some(address),
+            Some(owner) if owner == index => None,
+            Some(owner) => (self.owners.get(&key.destination) != Some(&owner)).then_some(address),
+        }
+    }
+
+    /// Notes who owns what, for what is as wanted.
+    pub(super) fn settle(&mut self, interfaces: &Interfaces) {
+        let open: BTreeSet<IpNet> = self.dirty.iter().map(|key| key.destination).collect();
+        for destination in std::mem::take(&mut self.unsettled) {
+            if open.contains(&destination) {
+                self.unsettled.insert(destination);
+            } else if let Some(owner) = self.owner(destination, interfaces) {
+                self.owners.insert(destination, owner);
+            } else {
+                self.owners.remove(&destination);
+            }
+        }
+    }
+
+    /// Whether this route may be written only after that of its former holder was deleted and his flows were
+    /// forgotten (host.md 10.3).
+    fn moves(&self, key: &RouteKey, index: u32, present: &[KernelRoute], interfaces: &Interfaces) -> bool {
+        present.iter().all(|route| route.index != index)
+            && present.iter().any(|route| self.departure(key, route.index, interfaces).is_some())
+    }
+
+    /// The interface through which a destination is to be reached: by the route that the kernel would choose.
+    fn owner(&self, destination: IpNet, interfaces: &Interfaces) -> Option<u32> {
+        self.claims
+            .range(RouteKey { destination, tos: 0, metric: 0 }..)
+            .take_while(|(key, _)| key.destination == destination)
+            .find_map(|(key, _)| self.desired(key, interfaces))
+            .map(|route| route.index)
+    }
+
+    /// Whether a wanted route has a key and where it should lead.
+    pub(super) fn wanted_on(&self, key: &RouteKey, interfaces: &Interfaces) -> Option<u32> {
+        self.desired(key, interfaces).map(|route| route.index)
+    }
+
+    /// Interfaces that want an address.
+    pub(super) fn holders_of(&self, address: Ipv4Addr) -> impl Iterator<Item = &Name> {
+        let destination = IpNet::from(IpAddr::from(address));
+        let keys = self.claims.range(RouteKey { destination, tos: 0, metric: 0 }..);
+        keys.take_while(move |(key, _)| key.destination == destination).flat_map(|(_, names)| names)
+    }
+
+    /// Whether a key is to be looked at again.
+    pub(super) fn is_open(&self, key: &RouteKey) -> bool {
+        self.dirty.contains(key)
+    }
+
+    /// Addresses whose routes are to be looked at again, and wanted.
+    pub(super) fn open_addresses(&self, interfaces: &Interfaces) -> impl Iterator<Item = IpAddr> {
+        let wanted = self.dirty.iter().filter(|key| self.desired(key, interfaces).is_some());
+        wanted.filter_map(|key| address_of(&key.destination))
     }
 
     /// Looks at a key again at the next plan.

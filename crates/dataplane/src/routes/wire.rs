@@ -4,20 +4,22 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use model::Family;
-use netlink_packet_core::{NetlinkMessage, Parseable as _};
+use netlink_packet_core::NetlinkMessage;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
+use super::news::{Follower, News};
 use super::plan::{KernelRoute, RouteKey, RouteOp};
 use crate::neigh::{self, Neighbour};
-use crate::netlink::{Channel, DumpEnd, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST};
+use crate::netlink::{Channel, DumpEnd, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, attributes};
 
 /// Larger batches are no faster, and their answers need more room (crates.md N2).
 const BATCH: usize = 200;
@@ -42,18 +44,30 @@ pub trait Transport: std::fmt::Debug + Send {
 
     /// Makes neighbours permanent and returns the outcome of each.
     fn write_neighbours(&mut self, neighbours: &[Neighbour]) -> io::Result<Vec<Result<(), i32>>>;
+
+    /// Takes what others did to routes of the main tables and to IPv4 neighbours, in order, as far as it is
+    /// known already; true if there may be more. Begins with [`News::Lost`]: what was before is not told.
+    fn take_news(&mut self, out: &mut Vec<News>) -> io::Result<bool>;
+
+    /// As [`Self::take_news`], once there is something; the context is woken then. Waits for ever as long as
+    /// nothing was taken without waiting.
+    fn poll_news(&mut self, context: &mut Context<'_>, out: &mut Vec<News>) -> Poll<io::Result<()>>;
 }
 
-/// The kernel, through one long-lived socket.
+/// The kernel, through one long-lived socket, and another one that only listens.
 #[derive(Debug)]
 pub struct Netlink {
     channel: Channel,
+    follower: Follower,
+    /// Heard while writing.
+    stash: Vec<News>,
 }
 
 impl Netlink {
-    /// Allocates; the socket is opened by the first request. `timeout` limits the wait for each answer.
-    pub fn new(timeout: Duration) -> Self {
-        Self { channel: Channel::new(NETLINK_ROUTE, timeout, true) }
+    /// Allocates; sockets are opened by the first request. `timeout` limits the wait for each answer. Without
+    /// `ipv6`, its routes are not listened to (U18.a).
+    pub fn new(timeout: Duration, ipv6: bool) -> Self {
+        Self { channel: Channel::new(NETLINK_ROUTE, timeout, true), follower: Follower::new(ipv6), stash: Vec::new() }
     }
 
     fn dump(&mut self, request: RouteNetlinkMessage, each: impl FnMut(&[u8])) -> io::Result<DumpEnd> {
@@ -75,6 +89,10 @@ impl Netlink {
             }
             let answers = self.channel.acknowledged(&bytes, first, count)?;
             outcomes.extend(answers.into_iter().map(|answer| answer.map_err(|refusal| refusal.code)));
+            if messages.peek().is_some() {
+                // What we do ourselves is told to us, too, and must not fill the room for what others do.
+                self.follower.take(self.channel.port(), &mut self.stash)?;
+            }
         }
         Ok(outcomes)
     }
@@ -89,7 +107,8 @@ impl Transport for Netlink {
         let mut routes = Vec::new();
         let end = self.dump(RouteNetlinkMessage::GetRoute(request), |payload| {
             // What cannot be understood is nothing this program made.
-            routes.extend(RouteMessage::parse(payload).ok().and_then(|message| understand(family, &message)));
+            let route = parse_route(payload).filter(|(of, ..)| *of == family);
+            routes.extend(route.map(|(_, key, route)| (key, route)));
         })?;
         match end {
             DumpEnd::Complete => Ok(Reading { routes, complete: true }),
@@ -123,6 +142,15 @@ impl Transport for Netlink {
     fn write_neighbours(&mut self, neighbours: &[Neighbour]) -> io::Result<Vec<Result<(), i32>>> {
         let messages = neighbours.iter().map(|neighbour| (neigh::replace(neighbour), NLM_F_CREATE | NLM_F_REPLACE));
         self.batches(messages.collect())
+    }
+
+    fn take_news(&mut self, out: &mut Vec<News>) -> io::Result<bool> {
+        out.append(&mut self.stash);
+        self.follower.take(self.channel.port(), out)
+    }
+
+    fn poll_news(&mut self, context: &mut Context<'_>, out: &mut Vec<News>) -> Poll<io::Result<()>> {
+        self.follower.poll_take(context, self.channel.port(), out)
     }
 }
 
@@ -178,71 +206,116 @@ fn keyed(family: Family, key: &RouteKey) -> RouteMessage {
     message
 }
 
-/// Reads a route; `None` if it is not in the main table of the family.
-fn understand(family: Family, message: &RouteMessage) -> Option<(RouteKey, KernelRoute)> {
-    let header = &message.header;
-    if header.address_family != address_family(family) || header.flags.contains(RouteFlags::Cloned) {
+mod attribute {
+    pub(super) const DESTINATION: u16 = 1;
+    pub(super) const INTERFACE: u16 = 4;
+    pub(super) const GATEWAY: u16 = 5;
+    pub(super) const PRIORITY: u16 = 6;
+    pub(super) const PREFERRED_SOURCE: u16 = 7;
+    pub(super) const METRICS: u16 = 8;
+    pub(super) const MULTIPATH: u16 = 9;
+    pub(super) const CACHE_INFO: u16 = 12;
+    pub(super) const TABLE: u16 = 15;
+    pub(super) const VIA: u16 = 18;
+    pub(super) const ENCAP: u16 = 22;
+    pub(super) const NEXT_HOP_ID: u16 = 30;
+}
+
+/// Reads a route; `None` if it is not in the main table. Nothing is copied: of a hundred thousand routes of a
+/// routing daemon, hardly one is ours.
+pub(super) fn parse_route(payload: &[u8]) -> Option<(Family, RouteKey, KernelRoute)> {
+    /// Length of `struct rtmsg`.
+    const LENGTH: usize = 12;
+    /// `RTM_F_CLONED`: no route but what the kernel made of one for a single destination.
+    const CLONED: u32 = 0x200;
+    /// `RT_TABLE_COMPAT`: the number is in the attribute only.
+    const ELSEWHERE: u8 = 252;
+    let [family, prefix, source_prefix, tos, table, protocol, scope, kind] = *payload.first_chunk()?;
+    let family = match i32::from(family) {
+        nix::libc::AF_INET => Family::V4,
+        nix::libc::AF_INET6 => Family::V6,
+        _ => return None,
+    };
+    if (table != RouteHeader::RT_TABLE_MAIN && table != ELSEWHERE) || word(payload.get(8..)?)? & CLONED != 0 {
         return None;
     }
-    let mut table = u32::from(header.table);
+    let mut table = u32::from(table);
     let mut address = match family {
         Family::V4 => IpAddr::from([0; 4]),
         Family::V6 => IpAddr::from([0; 16]),
     };
     let (mut metric, mut index) = (0, 0);
-    let mut special = header.source_prefix_length != 0;
-    for attribute in &message.attributes {
-        // Whatever is not named here does not change where packets go.
-        if let RouteAttribute::Table(id) = attribute {
-            table = *id;
-        } else if let RouteAttribute::Destination(RouteAddress::Inet(destination)) = attribute {
-            address = (*destination).into();
-        } else if let RouteAttribute::Destination(RouteAddress::Inet6(destination)) = attribute {
-            address = (*destination).into();
-        } else if let RouteAttribute::Priority(priority) = attribute {
-            metric = *priority;
-        } else if let RouteAttribute::Oif(oif) = attribute {
-            index = *oif;
-        } else if let RouteAttribute::CacheInfo(info) = attribute {
-            special |= info.expires != 0;
-        } else {
-            special |= matches!(
-                attribute,
-                RouteAttribute::Gateway(_)
-                    | RouteAttribute::Via(_)
-                    | RouteAttribute::PrefSource(_)
-                    | RouteAttribute::Metrics(_)
-                    | RouteAttribute::MultiPath(_)
-                    | RouteAttribute::Encap(_)
-                    | RouteAttribute::NhId(_)
-            );
+    let mut special = source_prefix != 0;
+    for attribute in attributes(payload.get(LENGTH..)?) {
+        let (number, value) = attribute?;
+        match number {
+            // It beats the header (N10).
+            attribute::TABLE => table = word(value)?,
+            attribute::DESTINATION => {
+                address = match family {
+                    Family::V4 => IpAddr::from(*value.first_chunk::<4>()?),
+                    Family::V6 => IpAddr::from(*value.first_chunk::<16>()?),
+                };
+            }
+            attribute::PRIORITY => metric = word(value)?,
+            attribute::INTERFACE => index = word(value)?,
+            // The third field is the time it has left.
+            attribute::CACHE_INFO => special |= word(value.get(8..)?)? != 0,
+            attribute::GATEWAY
+            | attribute::VIA
+            | attribute::PREFERRED_SOURCE
+            | attribute::METRICS
+            | attribute::MULTIPATH
+            | attribute::ENCAP
+            | attribute::NEXT_HOP_ID => special = true,
+            // Whatever is not named here does not change where packets go.
+            _ => (),
         }
     }
     if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return None;
     }
     // Routes that lead nowhere are reported on the loopback interface by IPv6 (host.md 7.2).
-    if header.kind != RouteType::Unicast && index <= 1 {
+    if kind != u8::from(RouteType::Unicast) && index <= 1 {
         index = 0;
     }
-    let destination = IpNet::new(address, header.destination_prefix_length).ok()?;
-    let route = KernelRoute {
-        index,
-        protocol: u8::from(header.protocol),
-        kind: u8::from(header.kind),
-        scope: u8::from(header.scope),
-        special,
-    };
-    Some((RouteKey { destination, tos: header.tos, metric }, route))
+    let destination = IpNet::new(address, prefix).ok()?;
+    Some((family, RouteKey { destination, tos, metric }, KernelRoute { index, protocol, kind, scope, special }))
+}
+
+fn word(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.first_chunk()?))
 }
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::Emitable as _;
+
     use super::super::plan::{SCOPE_LINK, UNICAST};
     use super::*;
 
     fn key(destination: &str, metric: u32) -> RouteKey {
         RouteKey { destination: destination.parse().unwrap(), tos: 0, metric }
+    }
+
+    fn bytes(message: &RouteMessage) -> Vec<u8> {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn read(message: &RouteMessage) -> Option<(Family, RouteKey, KernelRoute)> {
+        parse_route(&bytes(message))
+    }
+
+    #[test]
+    fn cut_routes_are_no_routes_and_do_no_harm() {
+        let route = KernelRoute { index: 7, protocol: 80, kind: UNICAST, scope: SCOPE_LINK, special: false };
+        let bytes = bytes(&replace(Family::V4, &key("10.65.0.2/32", 1024), &route));
+        let whole = parse_route(&bytes);
+        for cut in 0..bytes.len() {
+            assert!(parse_route(&bytes[..cut]) != whole, "{cut}");
+        }
     }
 
     #[test]
@@ -254,20 +327,19 @@ mod tests {
         ] {
             let route = KernelRoute { index: 7, protocol: 80, kind: UNICAST, scope, special: false };
             let message = replace(family, &key(destination, 1024), &route);
-            assert_eq!(understand(family, &message), Some((key(destination, 1024), route)));
+            assert_eq!(read(&message), Some((family, key(destination, 1024), route)));
         }
     }
 
     #[test]
-    fn routes_of_other_tables_and_families_are_left_out() {
+    fn routes_of_other_tables_are_left_out() {
         let route = KernelRoute { index: 7, protocol: 3, kind: UNICAST, scope: SCOPE_LINK, special: false };
         let mut message = replace(Family::V4, &key("10.65.0.2/32", 0), &route);
-        assert_eq!(understand(Family::V6, &message), None);
         message.attributes.push(RouteAttribute::Table(1000));
-        assert_eq!(understand(Family::V4, &message), None, "the attribute beats the header (N10)");
+        assert_eq!(read(&message), None, "the attribute beats the header (N10)");
         message.attributes.pop();
         message.header.table = 255;
-        assert_eq!(understand(Family::V4, &message), None);
+        assert_eq!(read(&message), None);
     }
 
     #[test]
@@ -282,7 +354,7 @@ mod tests {
         ] {
             let mut message = replace(Family::V4, &key("10.65.0.2/32", 0), &route);
             message.attributes.push(attribute);
-            assert!(understand(Family::V4, &message).unwrap().1.special);
+            assert!(read(&message).unwrap().2.special);
         }
     }
 
