@@ -260,7 +260,8 @@ impl Notifications {
         self.monitors.clear();
         let routes = self.read("routes")?.into_iter().filter(|line| {
             // Without a state in capitals it is a route; neighbours that the kernel resolved itself are its own affair.
-            let of_kernel = ["REACHABLE", "STALE", "DELAY", "PROBE", "FAILED", "INCOMPLETE"];
+            let of_kernel = ["REACHABLE", "STALE", "DELAY", "PROBE", "FAILED", "INCOMPLETE", "NOARP", "proto kernel"];
+            // So are its routes and its neighbours without ARP, which come and go with interfaces.
             !line.contains(PROOF_ROUTE) && !of_kernel.iter().any(|state| line.contains(state))
         });
         // A transaction is its changes and then the new generation (xtables-monitor(8)).

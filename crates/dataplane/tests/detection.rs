@@ -188,7 +188,7 @@ fn assert_swept(host: Host, before: &[String]) {
 #[test]
 fn leftovers_of_older_releases_go_in_one_transaction_a_table_and_what_is_foreign_stays() {
     needs_tables!();
-    for host in [NFT, LEGACY].into_iter().flat_map(both) {
+    for host in both(NFT).into_iter().chain(both(LEGACY)) {
         in_new_netns(|| {
             println!("{host:?}");
             host.restore(OLD);
