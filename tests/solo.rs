@@ -132,7 +132,7 @@ impl Solo {
     /// If it cannot be started or does not get there within a minute.
     pub fn start(&self, start: &Start<'_>) -> Result<Agent> {
         let agent = Agent::start(start)?;
-        agent.await_line("everything wanted is in force", std::time::Duration::from_secs(60))?;
+        agent.await_line("in sync: everything wanted is in force", std::time::Duration::from_secs(60))?;
         Ok(agent)
     }
 }

@@ -144,7 +144,10 @@ fn reachable(functions: &BTreeMap<String, Function>, name: &str) -> String {
             continue;
         }
         text += &function.text;
-        todo.extend(functions.keys().filter(|other| function.text.contains(&format!("{other}("))).cloned());
+        let uses = |other: &&String| {
+            [format!("{other}("), format!("({other})")].iter().any(|call| function.text.contains(call))
+        };
+        todo.extend(functions.keys().filter(uses).cloned());
     }
     text
 }

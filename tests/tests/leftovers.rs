@@ -149,7 +149,9 @@ fn stale_tables(variant: Variant, family: Family, with_foreign: bool) -> String 
     text += "*nat\n:felix-PREROUTING - [0:0]\n:felix-POSTROUTING - [0:0]\n:cali-nat-old - [0:0]\n";
     text += &foreign("-A POSTROUTING -m comment --comment \"foreign four\" -j MASQUERADE");
     text += "-A PREROUTING -j felix-PREROUTING\n-A POSTROUTING -j felix-POSTROUTING\n";
-    if family == Family::V4 {
+    // Rules that agents before 2.0 put straight into the chain. They knew no nft; when that is not in use, what it holds
+    // is recognised by names of chains and by comments only (16.9).
+    if family == Family::V4 && (variant == Variant::Legacy || with_foreign) {
         text += "-A POSTROUTING -m set --match-set felix-masq-ipam-pools src -m set ! --match-set felix-all-ipam-pools dst \
                  -j MASQUERADE\n";
         text += "-A POSTROUTING -o tunl0 -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL \

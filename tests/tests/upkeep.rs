@@ -395,7 +395,7 @@ fn slow_programs(variant: Variant) {
     solo.host().sh(&format!("chmod 755 {}/*", bin.display())).unwrap();
     let mut agent = Agent::start(&Start { path_prefix: Some(&bin), ..solo.agent(variant) }).unwrap();
     let limit = Duration::from_secs(60) + 30 * Duration::from_secs(seconds.into());
-    agent.await_line("everything wanted is in force", limit).unwrap();
+    agent.await_line("in sync: everything wanted is in force", limit).unwrap();
     assert!(agent.is_running().unwrap());
     let kernel = Kernel::read(solo.host(), variant).unwrap();
     let log = agent.stop().unwrap();

@@ -135,6 +135,7 @@ fn all_flows_of_the_departed_go_and_all_others_stay_in_both_families() {
 /// asked for it is free meanwhile.
 #[test]
 fn a_hundred_addresses_cost_one_walk_over_two_hundred_thousand_flows() {
+    // One family: there is one table for both, and the walk is what is measured.
     const FLOWS: u32 = 200_000;
     testkit::kernel_test!();
     in_new_netns(|| {

@@ -405,6 +405,7 @@ fn a_route_that_somebody_removes_or_changes_is_back_within_200_ms() {
 
 #[test]
 fn a_neighbour_that_a_dhcp_server_replaces_is_permanent_again_at_once() {
+    // One family: IPv6 has no permanent neighbours (host.md 11).
     testkit::kernel_test!();
     in_new_netns(|| {
         veth("tap1");
