@@ -376,7 +376,7 @@ impl ApplyLoop {
         let mut reports = Vec::new();
         for family in iptables::backend::families(&self.options) {
             reports.extend(sweep(self.backend.as_mut(), family, variant.other(), &self.options).await);
-            reports.extend(self.backend.sweep_nft(family, *variant, &self.options));
+            reports.extend(self.backend.sweep_nft(family, *variant, &self.options).await);
         }
         let failed = reports.iter().filter(|report: &&DriverReport| !report.errors.is_empty());
         self.unswept = failed.map(|report| report.driver.clone()).collect();

@@ -161,11 +161,12 @@ const OLD: &str = "*filter\n\
     -A INPUT -j calico-dhcp-x\n-A calico-dhcp-x -j RETURN\n-A felixish -j RETURN\n\
     -A felix-FORWARD -i tap+ -j felix-from-a\n-A felix-from-a -j DROP\n-A califw-tap1 -j calipi-x\n-A calipi-x -j ACCEPT\n\
     -A cali-FORWARD -m comment --comment \"cali:AAAAAAAAAAAAAAAA\" -j cali-pi-x\n-A DOCKER -j RETURN\nCOMMIT\n\
-    *nat\n:cali-POSTROUTING - -\n-A POSTROUTING -j ACCEPT\n-A POSTROUTING -m comment --comment \"cali:O3lYWMrLQYEMJtB5\" -j cali-POSTROUTING\n\
+    *nat\n:cali-POSTROUTING - -\n-A POSTROUTING -j ACCEPT\n\
+    -A POSTROUTING -o tunl0 -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL -j MASQUERADE\n-A POSTROUTING -m comment --comment \"cali:O3lYWMrLQYEMJtB5\" -j cali-POSTROUTING\n\
     -A cali-POSTROUTING -j RETURN\nCOMMIT\n\
     *mangle\n:cali-PREROUTING - -\n-A PREROUTING -m comment --comment \"cali:6gwbT8clXdHdC1b1\" -j cali-PREROUTING\nCOMMIT\n";
 
-const OURS: [&str; 6] = ["felix-", "cali-", "califw", "calitw", "calipi", "cali:"];
+const OURS: [&str; 7] = ["tunl0", "felix-", "cali-", "califw", "calitw", "calipi", "cali:"];
 
 fn rules(host: Host) -> Vec<String> {
     let tables = ["raw", "mangle", "nat", "filter"].map(|table| host.listing(table));

@@ -91,8 +91,13 @@ pub trait Backend: fmt::Debug + Send {
     }
 
     /// Removes what is ours from nf_tables beside the tables of `in_use`.
-    fn sweep_nft(&mut self, _family: Family, _in_use: Variant, _options: &Options) -> Option<DriverReport> {
-        None
+    fn sweep_nft<'a>(
+        &'a mut self,
+        _family: Family,
+        _in_use: Variant,
+        _options: &'a Options,
+    ) -> BoxFuture<'a, Option<DriverReport>> {
+        ready(None).boxed()
     }
 }
 
@@ -136,8 +141,13 @@ impl Backend for Installed {
         .boxed()
     }
 
-    fn sweep_nft(&mut self, family: Family, in_use: Variant, options: &Options) -> Option<DriverReport> {
-        super::leftovers::sweep_nft(family, in_use, options)
+    fn sweep_nft<'a>(
+        &'a mut self,
+        family: Family,
+        in_use: Variant,
+        options: &'a Options,
+    ) -> BoxFuture<'a, Option<DriverReport>> {
+        super::leftovers::sweep_nft(family, in_use, options).boxed()
     }
 }
 

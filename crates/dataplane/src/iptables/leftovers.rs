@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::native::{Native, Removal};
 use super::parse::{Entry, View, parse};
-use super::variant::{Programs, legacy_tables};
+use super::variant::{Programs, legacy_tables, search_path};
 use crate::exec;
 use crate::options::{Options, Variant};
 use crate::report::DriverReport;
@@ -40,13 +40,14 @@ fn has_some(view: &View) -> bool {
 
 /// Removes what is ours from nf_tables: with `in_use` of the legacy variant from the tables of the nft variant, and
 /// always the table of the native mode.
-pub(super) fn sweep_nft(family: Family, in_use: Variant, options: &Options) -> Option<DriverReport> {
+pub(super) async fn sweep_nft(family: Family, in_use: Variant, options: &Options) -> Option<DriverReport> {
     let mut native = Native::new(family, options.netlink_timeout);
     let mut report = DriverReport { driver: format!("nftables/{}", family.digit()), ..DriverReport::default() };
     // A kernel without nf_tables has nothing of ours in it.
     let tables = native.tables().ok()?;
     for table in Table::ALL.into_iter().filter(|table| in_use == Variant::Legacy && tables.contains(table.as_str())) {
-        if let Err(error) = sweep_table(&mut native, table, &mut report) {
+        let ancient = if table == Table::Nat { ancient(&mut native, family, options).await } else { Vec::new() };
+        if let Err(error) = sweep_table(&mut native, table, ancient, &mut report) {
             report.errors.push(format!("cannot sweep table {} of the nft variant: {error}", table.as_str()));
         }
     }
@@ -62,10 +63,11 @@ pub(super) fn sweep_nft(family: Family, in_use: Variant, options: &Options) -> O
     Some(report)
 }
 
-fn sweep_table(native: &mut Native, table: Table, report: &mut DriverReport) -> io::Result<()> {
+fn sweep_table(native: &mut Native, table: Table, ancient: Vec<Removal>, report: &mut DriverReport) -> io::Result<()> {
     let view = native.view(table)?;
     report.reads += 1;
-    let removals = removals(table, &view);
+    let mut removals = ancient;
+    removals.extend(removals_of(table, &view));
     if removals.is_empty() {
         return Ok(());
     }
@@ -93,8 +95,32 @@ fn sweep_table(native: &mut Native, table: Table, report: &mut DriverReport) -> 
     }
 }
 
+/// The rules that agents before 2.0 put straight into POSTROUTING. They have no mark of ours, and the name of a set is
+/// not in the kernel's rule: the save program is asked, but only if a rule looks like one of them.
+async fn ancient(native: &mut Native, family: Family, options: &Options) -> Vec<Removal> {
+    const CHAIN: &str = "POSTROUTING";
+    let look = |native: &mut Native| Some((native.generation().ok()?, native.rules("nat", Some(CHAIN)).ok()?));
+    let Some((generation, rules)) = look(native) else { return Vec::new() };
+    if !rules.iter().any(|rule| rule.masquerades && rule.matches_like_ancient) {
+        return Vec::new();
+    }
+    let Ok(programs) = Programs::find(family, Variant::Nft, &search_path()) else { return Vec::new() };
+    let args = ["-t", "nat"].map(str::to_owned);
+    let Ok(finished) = exec::run(&programs.save, &args, "", options.program_timeout).await else { return Vec::new() };
+    let Ok(view) = parse(Table::Nat, &finished.stdout) else { return Vec::new() };
+    let entries = view.shared.get(CHAIN).map(Vec::as_slice).unwrap_or_default();
+    // Rule for rule the same chain, or no conclusion.
+    if entries.len() != rules.len() || native.generation().ok() != Some(generation) {
+        return Vec::new();
+    }
+    let ours = rules.iter().zip(entries).filter(|(rule, entry)| {
+        matches!(entry, Entry::Ours { hash: None, .. }) && rule.masquerades && rule.matches_like_ancient
+    });
+    ours.map(|(rule, _)| Removal::Rule { table: "nat".into(), chain: CHAIN.into(), handle: rule.handle }).collect()
+}
+
 /// Rules in shared chains first, then what chains refer to, then the chains.
-fn removals(table: Table, view: &View) -> Vec<Removal> {
+fn removals_of(table: Table, view: &View) -> Vec<Removal> {
     let name: Box<str> = table.as_str().into();
     let hooks = view.shared.iter().flat_map(|(chain, entries)| {
         entries.iter().filter_map(|entry| match entry {

@@ -146,8 +146,8 @@ fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "nf_tables answered something malformed")
 }
 
-/// Returns what chains and rules of one table mean to us. The rules that agents before 2.0 put into nat were
-/// never made with the nft variant and are not looked for.
+/// Returns what chains and rules of one table mean to us. The rules without a mark that agents before 2.0 put into nat
+/// cannot be told here.
 pub fn view_of(chains: &[NativeChain], rules: &[NativeRule]) -> View {
     let mut view = View::default();
     for chain in chains {

@@ -46,8 +46,9 @@ pub struct NativeRule {
     pub jump: Option<Box<str>>,
     /// Packets that its first counter has seen.
     pub packets: Option<u64>,
-    /// It has something beside comments, a counter and a jump.
-    pub has_more: bool,
+    /// It matches by a set or by a type of address, as the rules did that agents before 2.0 put into nat.
+    pub matches_like_ancient: bool,
+    pub masquerades: bool,
 }
 
 const fn protocol(family: Family) -> u8 {
@@ -249,10 +250,16 @@ fn expression(rule: &mut NativeRule, bytes: &[u8]) -> Option<()> {
         }
     }
     match name.as_str() {
-        "match" => match match_comment(data)? {
-            Some(comment) => rule.comments.push(comment),
-            None => rule.has_more = true,
-        },
+        "match" => {
+            let (name, info) = extension(data)?;
+            match &*name {
+                "comment" => rule.comments.push(string(info)),
+                "set" | "addrtype" => rule.matches_like_ancient = true,
+                _ => {}
+            }
+        }
+        "target" => rule.masquerades |= &*extension(data)?.0 == "MASQUERADE",
+        "masq" => rule.masquerades = true,
         "counter" => {
             for field in attributes(data) {
                 if let (2, value) = field? {
@@ -261,26 +268,26 @@ fn expression(rule: &mut NativeRule, bytes: &[u8]) -> Option<()> {
                 }
             }
         }
-        "immediate" => match jump(data)? {
-            Some(target) => rule.jump = Some(target),
-            None => rule.has_more = true,
-        },
-        _ => rule.has_more = true,
+        "immediate" => {
+            let target = jump(data)?;
+            rule.jump = target.or(rule.jump.take());
+        }
+        _ => {}
     }
     Some(())
 }
 
-/// The text of a `comment` match of xtables; `None` inside for another match.
-fn match_comment(data: &[u8]) -> Option<Option<Box<str>>> {
-    let (mut is_comment, mut info) = (false, [].as_slice());
+/// Name and contents of a match or target of xtables.
+fn extension(data: &[u8]) -> Option<(Box<str>, &[u8])> {
+    let (mut name, mut info) = (Box::default(), [].as_slice());
     for field in attributes(data) {
         match field? {
-            (1, value) => is_comment = &*string(value) == "comment",
+            (1, value) => name = string(value),
             (3, value) => info = value,
             _ => {}
         }
     }
-    Some(is_comment.then(|| string(info)))
+    Some((name, info))
 }
 
 /// The target of a jump; `None` inside for another verdict or a value.
@@ -345,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_shows_its_comments_jump_counter_and_whether_there_is_more() {
+    fn a_rule_shows_its_comments_jump_and_counter_whatever_else_is_in_it() {
         let mut comment = b"cali:wUHhoiAYhphO9Mso".to_vec();
         comment.resize(256, 0);
         let comment = nest(&[(1, b"comment\0".to_vec()), (2, vec![0; 4]), (3, comment)]);
@@ -367,15 +374,17 @@ mod tests {
             comments: vec!["cali:wUHhoiAYhphO9Mso".into()],
             jump: Some("cali-FORWARD".into()),
             packets: Some(7),
-            has_more: false,
+            ..NativeRule::default()
         };
         let jump = named("immediate", verdict(JUMP, "cali-FORWARD"));
         let plain = [named("match", comment), named("counter", counter), jump.clone()];
         assert_eq!(rule_of(&plain, &[]), expected);
-        let more = rule_of(&[&plain[..], &[named("hash", vec![])]].concat(), &[]);
-        assert_eq!(more, NativeRule { has_more: true, ..expected });
+        assert_eq!(rule_of(&[&plain[..], &[named("hash", vec![])]].concat(), &[]), expected);
         let goto = rule_of(&[named("immediate", verdict(-4, "cali-FORWARD"))], &[]);
-        assert_eq!((goto.jump, goto.has_more), (None, true));
+        assert_eq!(goto.jump, None);
+        let set = nest(&[(1, b"set\0".to_vec()), (2, vec![0; 4]), (3, vec![0; 8])]);
+        let ancient = rule_of(&[named("match", set), named("masq", vec![])], &[]);
+        assert_eq!((ancient.matches_like_ancient, ancient.masquerades), (true, true));
         assert_eq!(rule_of(&[jump], b"\x01\x02xx\x00\x03abc").comments, ["abc".into()]);
     }
 
