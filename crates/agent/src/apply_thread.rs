@@ -3,10 +3,13 @@
 //! Fed by the graph thread with batches, when it asks for one; feeds the main thread with what came
 //! of them. It also comes back by itself when a driver wants to try again or to look after the kernel.
 //!
+//! Between batches it watches what others do to the tables.
+//!
 //! Invariant: after each apply there is a gap that follows the measured cost, so that a kernel which
-//! is slow gets larger batches and not more of them (performance.md 6.5).
+//! is slow gets larger batches and not more of them (performance.md 6.5), and neither the number of table writes
+//! nor the share of the xtables lock grows with the number of changes (U2.c).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -16,7 +19,7 @@ use program::{Changes, SetChange};
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use crate::graph_thread::ToGraph;
+use crate::graph_thread::{Batch, ToGraph};
 use crate::parts::Message;
 
 /// How long a running apply may go on once the process wants to end. What the kernel has not got by
@@ -26,6 +29,20 @@ const GRACE: Duration = Duration::from_millis(600);
 /// Applies cheaper than this are followed at once.
 const CHEAP: Duration = Duration::from_millis(5);
 const LONGEST_GAP: Duration = Duration::from_millis(100);
+/// After a table write that nothing came shortly before, this long it is looked whether more comes.
+const PROBE: Duration = Duration::from_millis(4);
+/// Writes closer together than this belong to one series.
+const SERIES: Duration = Duration::from_millis(50);
+/// One in so many writes of a slow series is probed.
+const PROBE_EVERY: u32 = 8;
+/// Below the first rate of updates per second each change goes in by itself, from the second on they are collected
+/// for [`COLLECT`], so that a thousand in a second make nine writes.
+const RATES: (f64, f64) = (150.0, 500.0);
+const COLLECT: Duration = Duration::from_millis(150);
+/// Of any [`LOCK_WINDOW`] the xtables lock may be held by us for [`LOCK_SHARE`], less than half.
+const LOCK_WINDOW: Duration = Duration::from_secs(5);
+const LOCK_SHARE: Duration = Duration::from_millis(2300);
+
 /// Least time between two attempts that no batch asked for.
 const LEAST_PAUSE: Duration = Duration::from_millis(10);
 
@@ -76,7 +93,7 @@ impl Counts {
 /// The ends of the apply thread's channels.
 #[derive(Debug)]
 pub(crate) struct Ends {
-    pub(crate) batches: mpsc::Receiver<Changes>,
+    pub(crate) batches: mpsc::Receiver<Batch>,
     pub(crate) ready: Sender<ToGraph>,
     pub(crate) messages: mpsc::Sender<Message>,
     /// Turns true when the process wants to end.
@@ -94,7 +111,7 @@ pub(crate) fn run(apply: ApplyLoop, ends: Ends) -> anyhow::Result<()> {
 }
 
 async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
-    let mut cost = Cost::default();
+    let mut pace = Pace::default();
     let mut last_seq = 0;
     let mut again: Option<(Instant, &'static str)> = None;
     let mut asked = false;
@@ -105,17 +122,16 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
             return;
         }
         asked = true;
-        let (cause, changes) = tokio::select! {
+        let (cause, Batch { changes, updates }) = tokio::select! {
             biased;
             () = stopped(&mut ends.stop) => return,
             changes = ends.batches.recv() => match changes {
                 Some(changes) => (Cause::Batch, changes),
                 None => return,
             },
-            reason = until(again) => (Cause::Again(reason), Changes { seq: last_seq, ..Changes::default() }),
-            reason = disturbed(&mut apply, rested) => {
-                (Cause::Again(reason), Changes { seq: last_seq, ..Changes::default() })
-            }
+            reason = until(again) => (Cause::Again(reason), nothing(last_seq)),
+            // Dropped when a batch comes: what it was reading is read later.
+            reason = disturbed(&mut apply, rested) => (Cause::Again(reason), nothing(last_seq)),
         };
         if cause == Cause::Batch {
             asked = false;
@@ -133,7 +149,11 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
         };
         rested = Instant::now() + LEAST_PAUSE;
         again = report.again.map(|(at, reason)| (at.max(rested), reason));
-        let gap = cost.gap_after(report.took);
+        let wrote_tables = report.drivers.iter().any(|driver| driver.lines > 0);
+        let gap = pace.gap_after(
+            &Done { began, took: report.took, lock_held: report.lock_held(), wrote_tables, updates },
+            Instant::now(),
+        );
         if ends.messages.send(Message::Applied(Box::new(Applied { cause, counts, report }))).await.is_err() {
             return;
         }
@@ -172,18 +192,86 @@ async fn until(again: Option<(Instant, &'static str)>) -> &'static str {
     }
 }
 
-/// Moving average of what an apply costs.
-#[derive(Debug, Default)]
-struct Cost {
-    average: Option<Duration>,
+fn nothing(seq: u64) -> Batch {
+    Batch { changes: Changes { seq, ..Changes::default() }, updates: 0 }
 }
 
-impl Cost {
-    /// Takes one measurement in and returns how long to collect before the next apply.
-    fn gap_after(&mut self, took: Duration) -> Duration {
-        let average = self.average.map_or(took, |average| (average * 3 + took) / 4);
+/// One apply, as far as the pace depends on it.
+#[derive(Clone, Copy, Debug)]
+struct Done {
+    began: Instant,
+    took: Duration,
+    lock_held: Duration,
+    wrote_tables: bool,
+    /// That came since the apply before.
+    updates: usize,
+}
+
+/// How long to collect changes between applies.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Moving average of what an apply costs.
+    average: Option<Duration>,
+    /// When the tables were last written.
+    last_write: Option<Instant>,
+    writes_since_probe: u32,
+    /// When, and for how long, the lock was held.
+    locks: VecDeque<(Instant, Duration)>,
+}
+
+impl Pace {
+    /// Takes one apply in and returns how long to collect before the next.
+    fn gap_after(&mut self, done: &Done, now: Instant) -> Duration {
+        let average = self.average.map_or(done.took, |average| (average * 3 + done.took) / 4);
         self.average = Some(average);
-        if average < CHEAP { Duration::ZERO } else { (average / 2).min(LONGEST_GAP) }
+        let by_cost = if average < CHEAP { Duration::ZERO } else { (average / 2).min(LONGEST_GAP) };
+        by_cost.max(self.by_rate(done)).max(self.by_lock(done, now))
+    }
+
+    /// Many changes in a short time are collected; a lone one, or one that waits for the one before, is not.
+    fn by_rate(&mut self, done: &Done) -> Duration {
+        if !done.wrote_tables {
+            return Duration::ZERO;
+        }
+        let since = self.last_write.replace(done.began).map(|last| done.began.saturating_duration_since(last));
+        let Some(since) = since.filter(|since| *since < SERIES + COLLECT + done.took) else {
+            self.writes_since_probe = 0;
+            return PROBE;
+        };
+        let rate = done.updates as f64 / since.as_secs_f64().max(0.001);
+        // Two may come together by chance.
+        if done.updates > 2 && rate > RATES.0 {
+            self.writes_since_probe = 0;
+            return COLLECT.mul_f64(((rate - RATES.0) / (RATES.1 - RATES.0)).min(1.0));
+        }
+        self.writes_since_probe += 1;
+        if self.writes_since_probe >= PROBE_EVERY {
+            self.writes_since_probe = 0;
+            return PROBE;
+        }
+        Duration::ZERO
+    }
+
+    /// Others need the xtables lock too.
+    fn by_lock(&mut self, done: &Done, now: Instant) -> Duration {
+        if done.lock_held > Duration::ZERO {
+            self.locks.push_back((now, done.lock_held));
+        }
+        while self.locks.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > LOCK_WINDOW) {
+            self.locks.pop_front();
+        }
+        // The next write is taken to last as long as the last one.
+        let mut held = self.locks.iter().map(|(_, held)| *held).sum::<Duration>()
+            + self.locks.back().map_or(Duration::ZERO, |(_, held)| *held);
+        let mut gap = Duration::ZERO;
+        for (at, oldest) in &self.locks {
+            if held <= LOCK_SHARE {
+                break;
+            }
+            gap = (*at + LOCK_WINDOW).saturating_duration_since(now);
+            held = held.saturating_sub(*oldest);
+        }
+        gap
     }
 }
 
@@ -191,11 +279,21 @@ impl Cost {
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
     fn the_gap_follows_the_cost_between_nothing_and_a_tenth_of_a_second() {
         let gap = |costs: &[u64]| {
-            let mut cost = Cost::default();
-            costs.iter().map(|ms| cost.gap_after(Duration::from_millis(*ms)).as_millis()).last()
+            let mut pace = Pace::default();
+            let now = Instant::now();
+            let done = |ms: &u64| Done {
+                began: now,
+                took: Duration::from_millis(*ms),
+                lock_held: Duration::ZERO,
+                wrote_tables: false,
+                updates: 1,
+            };
+            costs.iter().map(|ms| pace.gap_after(&done(ms), now).as_millis()).last()
         };
         assert_eq!(gap(&[4]), Some(0));
         assert_eq!(gap(&[20]), Some(10));
@@ -203,5 +301,70 @@ mod tests {
         // One expensive batch is forgotten after some cheap ones.
         assert_eq!(gap(&[40, 0, 0, 0]), Some(8));
         assert_eq!(gap(&[40, 0, 0, 0, 0, 0, 0, 0, 0]), Some(0));
+    }
+
+    /// Applies that last `took` each, with `per_second` updates per second for `time`, of which each needs a table
+    /// write. Returns the number of writes and for how long each held the lock.
+    fn simulate(per_second: u64, time: Duration, took: Duration, locks: bool) -> Vec<(Duration, Duration)> {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let mut writes = Vec::new();
+        let (mut at, mut taken) = (Duration::ZERO, 0);
+        let total = u64::try_from(time.as_millis()).unwrap() * per_second / 1000;
+        while taken < total {
+            let arrived = (u64::try_from(at.as_micros()).unwrap() * per_second / 1_000_000 + 1).min(total);
+            if arrived == taken {
+                at += MS / 10;
+                continue;
+            }
+            let updates = usize::try_from(arrived - taken).unwrap();
+            taken = arrived;
+            let lock_held = if locks { took } else { Duration::ZERO };
+            let done = Done { began: start + at, took, lock_held, wrote_tables: true, updates };
+            writes.push((at, took));
+            at += took;
+            at += pace.gap_after(&done, start + at);
+        }
+        writes
+    }
+
+    /// U2.c, the part that is arithmetic.
+    #[test]
+    fn a_thousand_changes_in_a_second_make_at_most_ten_writes() {
+        for took in [MS / 2, MS, 3 * MS, 10 * MS, 40 * MS, 200 * MS] {
+            let writes = simulate(1000, Duration::from_secs(1), took, false).len();
+            assert!(writes <= 10, "{writes} writes of {took:?}");
+        }
+    }
+
+    /// U2.c, likewise.
+    #[test]
+    fn the_lock_is_held_less_than_half_of_any_five_seconds() {
+        for took in [MS, 10 * MS, 40 * MS, 200 * MS, 900 * MS] {
+            let writes = simulate(1000, Duration::from_secs(30), took, true);
+            for (from, _) in &writes {
+                let until = *from + LOCK_WINDOW;
+                let inside = writes.iter().filter(|(at, _)| at >= from && *at < until);
+                let held: Duration = inside.map(|(at, held)| (*held).min(until - *at)).sum();
+                assert!(held < LOCK_WINDOW / 2, "{held:?} from {from:?}, {took:?} each");
+            }
+        }
+    }
+
+    #[test]
+    fn lone_changes_and_slow_series_are_not_held_up() {
+        let now = Instant::now();
+        let mut pace = Pace::default();
+        let mut gaps = Vec::new();
+        for n in 0..40u32 {
+            let began = now + n * 10 * MS;
+            let done = Done { began, took: 2 * MS, lock_held: Duration::ZERO, wrote_tables: true, updates: 1 };
+            gaps.push(pace.gap_after(&done, began + done.took));
+        }
+        assert!(gaps.iter().all(|gap| *gap <= PROBE), "{gaps:?}");
+        assert!(gaps.iter().filter(|gap| **gap > Duration::ZERO).count() <= 6, "{gaps:?}");
+        // Batches without tables are never held up, however many there are.
+        let done = Done { began: now, took: MS, lock_held: Duration::ZERO, wrote_tables: false, updates: 100_000 };
+        assert_eq!(Pace::default().gap_after(&done, now), Duration::ZERO);
     }
 }

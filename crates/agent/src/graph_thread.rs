@@ -34,6 +34,14 @@ pub(crate) enum ToGraph {
     Stop,
 }
 
+/// What the apply thread gets.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) changes: Changes,
+    /// How many updates it sums up.
+    pub(crate) updates: usize,
+}
+
 /// How many objects' complaints are remembered.
 const MOST_COMPLAINTS: usize = 4096;
 
@@ -54,8 +62,8 @@ pub(crate) struct GraphThread {
     missing_tiers: MissingTiers,
     complete: bool,
     ready_for_batch: bool,
-    /// Updates were taken in since the last batch was taken out.
-    changed: bool,
+    /// Updates that were taken in since the last batch was taken out.
+    updates: usize,
     first: bool,
     wants_updates: bool,
 }
@@ -69,7 +77,7 @@ impl GraphThread {
             missing_tiers: MissingTiers::default(),
             complete: false,
             ready_for_batch: false,
-            changed: false,
+            updates: 0,
             first: true,
             wants_updates: true,
         }
@@ -79,7 +87,7 @@ impl GraphThread {
     pub(crate) fn run(
         mut self,
         inbox: &Receiver<ToGraph>,
-        batches: &mpsc::Sender<Changes>,
+        batches: &mpsc::Sender<Batch>,
         messages: &mpsc::Sender<Message>,
     ) -> anyhow::Result<()> {
         loop {
@@ -107,7 +115,7 @@ impl GraphThread {
         match message {
             ToGraph::Updates { updates, complete } => {
                 debug!(updates = updates.len(), complete, "taking in updates");
-                self.changed |= !updates.is_empty();
+                self.updates += updates.len();
                 for update in updates {
                     self.graph.apply(update);
                 }
@@ -121,11 +129,11 @@ impl GraphThread {
     }
 
     /// The next batch, if there is one and it may be handed over.
-    fn next_batch(&mut self) -> Option<Changes> {
-        if !self.complete || !self.ready_for_batch || !(self.changed || self.first) {
+    fn next_batch(&mut self) -> Option<Batch> {
+        if !self.complete || !self.ready_for_batch || !(self.updates > 0 || self.first) {
             return None;
         }
-        self.changed = false;
+        let updates = std::mem::take(&mut self.updates);
         let batch = self.graph.take_batch();
         if batch.is_empty() && !self.first {
             return None;
@@ -147,7 +155,7 @@ impl GraphThread {
             return None;
         }
         self.first = false;
-        Some(changes)
+        Some(Batch { changes, updates })
     }
 }
 
@@ -229,7 +237,7 @@ mod tests {
             assert!(thread.take(message));
             if let Some(changes) = thread.next_batch() {
                 thread.ready_for_batch = false;
-                batches.push(changes);
+                batches.push(changes.changes);
             }
             assert_eq!(batches.len(), expected, "step {number}");
         }
@@ -244,7 +252,7 @@ mod tests {
         let mut thread = thread();
         thread.take(ToGraph::ReadyForBatch);
         thread.take(updates(&[], true));
-        let changes = thread.next_batch().expect("a first batch");
+        let Batch { changes, .. } = thread.next_batch().expect("a first batch");
         assert!(!changes.tables.is_empty(), "static chains are always wanted");
     }
 
@@ -260,7 +268,7 @@ mod tests {
         }
         assert!(matches!(heard.blocking_recv(), Some(Message::WantsUpdates)));
         to_graph.send(ToGraph::ReadyForBatch).unwrap();
-        assert_eq!(handed_over.blocking_recv().unwrap().links.len(), 2);
+        assert_eq!(handed_over.blocking_recv().unwrap().changes.links.len(), 2);
         to_graph.send(ToGraph::Stop).unwrap();
         joined.join().unwrap().unwrap();
         assert!(heard.try_recv().is_err(), "nothing was asked for twice");

@@ -91,18 +91,7 @@ impl Reports {
     }
 
     fn log_driver(&mut self, seq: u64, report: &DriverReport) {
-        let DriverReport {
-            driver,
-            writes: _,
-            reads: _,
-            errors,
-            waiting,
-            held,
-            repaired,
-            lines: _,
-            busy: _,
-            unneeded: _,
-        } = report;
+        let DriverReport { driver, errors, waiting, held, repaired, .. } = report;
         match self.news(driver, errors, waiting.is_some(), Instant::now()) {
             News::Fails(reasons, more) => {
                 for error in reasons {

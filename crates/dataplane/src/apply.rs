@@ -13,20 +13,30 @@
 //!    meet old sets; it does not wait for one that keeps failing, because a member that stays is a permission
 //!    that stays.
 //!
+//! Once the filter tables were in force, tables and routes go side by side, and nothing waits for a table whose
+//! program takes long, most often because somebody else holds the xtables lock.
+//!
+//! Between applies [`ApplyLoop::disturbed`] listens for what others do to the tables and reads them now and then; a
+//! batch breaks that off.
+//!
 //! A driver that fails does not stop the others; it comes back by itself (I8). The first batch is complete,
 //! so everything of ours that no batch named is swept, but only what a complete listing shows (I3).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
+use futures_util::future::{join_all, select_all};
 use model::{Family, Name};
 use program::{Changes, SetChange, SetName, Table, TableChanges, TableId};
 use tracing::{debug, error, info, warn};
 
+use crate::budget::SweepBudget;
 use crate::canary::Canary;
 use crate::clock;
 use crate::error::DriverError;
 use crate::ipset::IpSets;
+use crate::iptables::family::News;
 use crate::iptables::{self, Backend, BlockedSets, Checks, FamilyTables};
 use crate::kernel::Kernel;
 use crate::options::{ChainInsertMode, Options, Variant};
@@ -40,6 +50,9 @@ const PATIENCE: u32 = 3;
 
 /// Pause between looks at what the other iptables variant holds of ours, if the tables are not refreshed.
 const SWEEP_PAUSE: Duration = Duration::from_secs(180);
+
+/// Least time between two applies for the sake of foreign changes.
+const REPAIR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Owns all drivers. Lives on the apply thread, inside a current-thread tokio runtime.
 #[derive(Debug)]
@@ -61,6 +74,11 @@ pub struct ApplyLoop {
     canary: Canary,
     /// What the last sweep failed at.
     unswept: Vec<String>,
+    /// Somebody calls [`ApplyLoop::disturbed`], so that applies need not read tables without a cause.
+    watched: bool,
+    budget: SweepBudget,
+    /// When a foreign change was last repaired.
+    repaired_at: Option<Instant>,
 }
 
 /// The table drivers: which variant they use is known only after the first look at the host.
@@ -93,14 +111,18 @@ impl ApplyLoop {
             sweep: clock::now(),
             canary: Canary::default(),
             unswept: Vec::new(),
+            watched: false,
+            budget: SweepBudget::default(),
+            repaired_at: None,
             options,
         }
     }
 
-    /// Applies one batch (an empty one retries and refreshes what is due). The first batch is
+    /// Applies one batch (an empty one retries what is due, and refreshes if nobody watches). The first batch is
     /// complete: everything of ours that it does not name is swept, after proven-complete reads (I3).
     pub async fn apply(&mut self, changes: Changes) -> Report {
         let started = clock::now();
+        let in_haste = !changes.is_empty();
         let Changes { seq, links, sets, tables, interfaces, routes } = changes;
         let mut drivers = Vec::new();
         self.want_sets(sets);
@@ -125,16 +147,20 @@ impl ApplyLoop {
         sysctls.add(self.sysctls.sync(clock::now()));
         drivers.push(sysctls);
         self.tell_of_large_sets();
-        let mut tables = self.run_tables().await;
+        let (mut tables, routes) = self.run_tables_and_routes(in_haste).await;
         if self.tables_lack_a_set() {
             // Somebody removed it behind our back: once more, after a look at the sets.
             warn!("a table names a set that is gone, reading the sets again");
             self.sets.suspect();
             sets.superseded_by(self.sets.write_additions(clock::now()));
             self.hurry_tables();
-            rerun(&mut tables, self.run_tables().await);
+            let blocked = self.blocked_sets();
+            rerun(&mut tables, run_tables(&mut self.tables, &blocked, in_haste, self.watched).await);
         }
-        let routes = self.sync_routes().await;
+        let routes = match routes {
+            Some(routes) => routes,
+            None => self.sync_routes().await,
+        };
         if !self.old_rules_may_need_old_members() {
             sets.add(self.sets.write_removals(clock::now()));
             self.doubt_tables_that_keep_sets();
@@ -146,15 +172,26 @@ impl ApplyLoop {
         drivers.extend(self.sweep_other_variant().await);
         drivers.extend(self.prove_packet_path().await);
         drivers.retain(DriverReport::has_something);
-        Report { seq, took: clock::now().saturating_duration_since(started), drivers, again: self.again() }
+        // Tables count their own.
+        let asked = drivers.iter().filter(|report| report.lines == 0).map(|report| report.writes + report.reads);
+        self.options.progress.batches(asked.sum::<u64>() + 1);
+        let took = clock::now().saturating_duration_since(started);
+        Report { seq, took, drivers, again: self.again(), sweep_stretched: self.budget.is_stretched() }
     }
 
-    /// Returns, with the reason, when a driver has something to do that neither a batch nor [`Report::again`]
-    /// asks for: somebody else changed what is ours, or what a driver waited for has come (U15.d). An empty
-    /// [`Self::apply`] does it. Nothing is lost if the future is dropped.
+    /// Waits, between applies, for something that calls for one although neither a batch nor [`Report::again`] does,
+    /// and returns the reason: somebody else changed what is ours, what a driver waited for has come (U15.d), or a
+    /// program that took long is through. Meanwhile reads tables that are due for it. An empty [`Self::apply`] does
+    /// the rest. May be given up at any time, above all because a batch came: a read is then broken off and comes
+    /// again (U5.a), and nothing else is lost.
     pub async fn disturbed(&mut self) -> &'static str {
-        self.routes.disturbed().await;
-        "routes were changed by others"
+        self.watched = true;
+        let Self { routes, tables, budget, repaired_at, options, .. } = self;
+        tokio::select! {
+            biased;
+            () = routes.disturbed() => "routes were changed by others",
+            reason = watch_tables(tables, budget, repaired_at, options.table_refresh) => reason,
+        }
     }
 
     /// Interfaces whose kernel settings are not as wanted yet; their endpoints are down.
@@ -286,7 +323,7 @@ impl ApplyLoop {
     fn old_rules_may_need_old_members(&self) -> bool {
         match &self.tables {
             Tables::Unknown { backoff, .. } => backoff.failures() <= PATIENCE,
-            Tables::Known { families, .. } => families.iter().any(|tables| tables.fails_since_recently(PATIENCE)),
+            Tables::Known { families, .. } => families.iter().any(|tables| tables.is_about_to_write(PATIENCE)),
         }
     }
 
@@ -333,15 +370,17 @@ impl ApplyLoop {
         }
     }
 
-    async fn run_tables(&mut self) -> Vec<DriverReport> {
+    /// Runs the tables, and the routes beside them if those need not wait for the filter.
+    async fn run_tables_and_routes(&mut self, in_haste: bool) -> (Vec<DriverReport>, Option<DriverReport>) {
         let blocked = self.blocked_sets();
-        let Tables::Known { families, .. } = &mut self.tables else { return Vec::new() };
-        let none = BlockedSets::new();
-        for tables in families.iter_mut() {
-            tables.begin(blocked.get(&tables.family()).unwrap_or(&none));
+        let beside = self.filter_was_in_force();
+        let Self { tables, routes, watched, .. } = self;
+        let tables = run_tables(tables, &blocked, in_haste, *watched);
+        if beside {
+            let (tables, routes) = futures_util::join!(tables, routes.sync(clock::now()));
+            return (tables, Some(routes));
         }
-        let runs = families.iter_mut().map(FamilyTables::run);
-        futures_util::future::join_all(runs).await.into_iter().flatten().collect()
+        (tables.await, None)
     }
 
     /// Sends a packet through our rules when everything wanted is in force for the first time (U6.c).
@@ -387,6 +426,75 @@ impl ApplyLoop {
     }
 }
 
+async fn run_tables(
+    tables: &mut Tables,
+    blocked: &BTreeMap<Family, BlockedSets>,
+    in_haste: bool,
+    watched: bool,
+) -> Vec<DriverReport> {
+    let Tables::Known { families, .. } = tables else { return Vec::new() };
+    let none = BlockedSets::new();
+    for tables in families.iter_mut() {
+        tables.begin(blocked.get(&tables.family()).unwrap_or(&none), in_haste, watched);
+    }
+    let runs = families.iter_mut().map(FamilyTables::run);
+    join_all(runs).await.into_iter().flatten().collect()
+}
+
+/// Listens for what others do to the tables and for programs that took long, and reads tables that are due for it,
+/// until there is something to apply.
+async fn watch_tables(
+    tables: &mut Tables,
+    budget: &mut SweepBudget,
+    repaired_at: &mut Option<Instant>,
+    period: Option<Duration>,
+) -> &'static str {
+    let Tables::Known { families, .. } = tables else { return std::future::pending().await };
+    loop {
+        let due = families.iter().enumerate().filter_map(|(index, family)| {
+            let (at, table) = family.sweep_due()?;
+            Some((at, index, table))
+        });
+        let next = due.min_by_key(|(at, ..)| *at);
+        let begin = next.map(|(at, ..)| budget.allows(at));
+        let news = families.iter_mut().map(|family| family.watch().boxed());
+        let news = tokio::select! {
+            biased;
+            (news, ..) = select_all(news) => Some(news),
+            () = until(begin) => None,
+        };
+        match news {
+            Some(News::Answer) => return "a slow program is through",
+            Some(News::ForeignChange) => {
+                // What is changed in the meantime goes into the same apply.
+                if let Some(last) = *repaired_at {
+                    until(Some(last + REPAIR_PAUSE)).await;
+                }
+                *repaired_at = Some(clock::now());
+                return "foreign change of a table";
+            }
+            None => {}
+        }
+        let Some((_, index, table)) = next else { continue };
+        let Some(family) = families.get_mut(index) else { continue };
+        let id = TableId { family: family.family(), table };
+        let began = clock::now();
+        budget.begins(id, began);
+        let (differs, cost) = family.sweep(table).await;
+        budget.done(id, began, cost, period);
+        if differs {
+            return "foreign change of a table, found by the refresh";
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Takes a second run of drivers into the reports of the first.
 fn rerun(first: &mut Vec<DriverReport>, second: Vec<DriverReport>) {
     for report in second {
@@ -404,7 +512,7 @@ async fn prepare(backend: &mut dyn Backend, options: &Options) -> Result<(Varian
     let family = |family| FamilyTables::new(family, tools.variant, options.insert_mode, checks);
     let mut families: Vec<_> = tools.families.into_iter().map(family).collect();
     if options.hold_restore_open {
-        futures_util::future::join_all(families.iter_mut().map(FamilyTables::try_to_hold_open)).await;
+        join_all(families.iter_mut().map(FamilyTables::try_to_hold_open)).await;
     }
     Ok((tools.variant, families))
 }
@@ -416,6 +524,9 @@ async fn sweep(backend: &mut dyn Backend, family: Family, variant: Variant, opti
     let checks = Checks { refresh: None, after_write: options.post_write_check };
     let mut tables = FamilyTables::new(tools, variant, ChainInsertMode::Insert, checks);
     let mut reports = tables.run().await;
+    while tables.is_busy() {
+        rerun(&mut reports, tables.run().await);
+    }
     for report in &mut reports {
         report.driver = format!("{} ({})", report.driver, variant.as_str());
     }

@@ -13,11 +13,23 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tracing::{info, warn};
 
+use crate::clock;
 use crate::error::DriverError;
+use crate::progress::Progress;
 
 /// How much of a program's complaints is kept.
 const MAX_STDERR: usize = 64 * 1024;
+
+/// What is fed or read between two signs of progress.
+const PIECE: usize = 64 * 1024;
+
+/// A program that takes longer is worth a word.
+const WORTH_A_WORD: Duration = Duration::from_secs(10);
+
+/// How long a program that was told to end may take for it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a program left behind.
 #[derive(Debug)]
@@ -35,31 +47,91 @@ pub struct Finished {
 /// If it cannot be started, cannot be talked to, or has not ended after `limit`. A status other than 0 is
 /// no error here.
 pub async fn run(program: &Path, args: &[String], input: &str, limit: Duration) -> Result<Finished, DriverError> {
+    let patience = Patience { limit, progress: Progress::default() };
+    run_with(program, args, input, &[], &patience, |_| {}).await
+}
+
+/// How long a program may take, and who is told that it moves.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// After this it is killed: long, because a slow program is better than none (U5.c).
+    pub limit: Duration,
+    pub progress: Progress,
+}
+
+impl Patience {
+    /// Waits for `work`, with a word in the log if it is slow; `None` if it is too slow.
+    async fn with<T>(&self, program: &Path, work: impl Future<Output = T>) -> Option<T> {
+        let began = clock::now();
+        let mut work = std::pin::pin!(work);
+        if let Ok(done) = tokio::time::timeout(WORTH_A_WORD.min(self.limit), &mut work).await {
+            return Some(done);
+        }
+        let rest = self.limit.saturating_sub(WORTH_A_WORD);
+        if rest > Duration::ZERO {
+            warn!(program = %program.display(), after = ?WORTH_A_WORD, limit = ?self.limit, "program is slow, waiting");
+        }
+        let done = tokio::time::timeout(rest, work).await.ok()?;
+        info!(program = %program.display(), took = ?clock::now().saturating_duration_since(began), "slow program is through");
+        Some(done)
+    }
+}
+
+/// As [`run`], with variables in the program's environment; `started` is told its process.
+///
+/// # Errors
+///
+/// As [`run`].
+pub async fn run_with(
+    program: &Path,
+    args: &[String],
+    input: &str,
+    variables: &[(&str, &OsStr)],
+    patience: &Patience,
+    started: impl FnOnce(u32),
+) -> Result<Finished, DriverError> {
+    let progress = &patience.progress;
     let work = async {
-        let mut child = spawn(program, args, &[])?;
+        let mut child = spawn(program, args, variables)?;
+        child.id().map(started);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (_, stdout, stderr, status) = tokio::join!(feed(stdin, input), drain(stdout), drain(stderr), child.wait());
+        let (_, stdout, stderr, status) = tokio::join!(
+            feed_and_close(stdin, input, progress),
+            drain(stdout, progress),
+            drain(stderr, progress),
+            child.wait()
+        );
         let status = status_code(status.map_err(|source| lost(program, source))?);
+        progress.chunk();
         Ok(Finished { status, stdout, stderr })
     };
     // The child is killed when the future is dropped.
-    tokio::time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(DriverError::Timeout { program: shown(program), after: limit }))
+    let done = patience.with(program, work).await;
+    done.unwrap_or_else(|| Err(DriverError::Timeout { program: shown(program), after: patience.limit }))
 }
 
 /// Writes the input and closes the pipe. A program that ended early says why with its status.
-async fn feed(stdin: Option<ChildStdin>, input: &str) -> io::Result<()> {
+async fn feed_and_close(stdin: Option<ChildStdin>, input: &str, progress: &Progress) -> io::Result<()> {
     let Some(mut stdin) = stdin else { return Ok(()) };
-    stdin.write_all(input.as_bytes()).await?;
+    feed(&mut stdin, input, progress).await?;
     stdin.shutdown().await
 }
 
-async fn drain(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
+async fn feed(stdin: &mut ChildStdin, input: &str, progress: &Progress) -> io::Result<()> {
+    for piece in input.as_bytes().chunks(PIECE) {
+        stdin.write_all(piece).await?;
+        progress.chunk();
+    }
+    Ok(())
+}
+
+async fn drain(pipe: Option<impl tokio::io::AsyncRead + Unpin>, progress: &Progress) -> String {
     let mut bytes = Vec::new();
     if let Some(mut pipe) = pipe {
         // What was read before an error is still worth having; completeness is judged by the reader.
-        pipe.read_to_end(&mut bytes).await.ok();
+        while let Ok(1..) = (&mut pipe).take(PIECE as u64).read_to_end(&mut bytes).await {
+            progress.chunk();
+        }
     }
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
@@ -178,19 +250,41 @@ impl HeldOpen {
         matches!(self.child.try_wait(), Ok(None)) && self.identity == Identity::of(&self.program)
     }
 
+    /// Returns the program's process.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Returns how much memory the program has, in bytes; `None` if that cannot be told.
+    pub fn resident(&self) -> Option<u64> {
+        const PAGE: u64 = 4096;
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid()?)).ok()?;
+        Some(statm.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()? * PAGE)
+    }
+
+    /// Lets the program end, and returns when it has.
+    pub async fn end(self) {
+        let Self { mut child, stdin, .. } = self;
+        drop(stdin);
+        if tokio::time::timeout(LAST_WORDS, child.wait()).await.is_err() {
+            // Waits too; that it may be gone already is all right.
+            child.kill().await.ok();
+        }
+    }
+
     /// Hands the program an input, which ends in a line end, and waits until it is through with it.
     ///
     /// # Errors
     ///
-    /// If it does not answer within `limit` or answers something unexpected; it must not be used afterwards.
-    pub async fn transact(&mut self, input: &str, limit: Duration) -> Result<Fate, DriverError> {
+    /// If it does not answer within the limit or answers something unexpected; it must not be used afterwards.
+    pub async fn transact(&mut self, input: &str, patience: &Patience) -> Result<Fate, DriverError> {
         let lines_before = self.lines;
         let acknowledgement = format!("# ack-{}", self.acknowledged + 1);
         let Self { stdin, stdout, .. } = self;
         let write = async {
             // A program that ended early is noticed by its silence.
             let written = async {
-                stdin.write_all(input.as_bytes()).await?;
+                feed(stdin, input, &patience.progress).await?;
                 stdin.write_all(format!("{acknowledgement}\n").as_bytes()).await?;
                 stdin.flush().await
             };
@@ -203,13 +297,13 @@ impl HeldOpen {
                 match stdout.read_until(b'\n', &mut line).await {
                     Ok(0) | Err(_) => return false,
                     Ok(_) if line.trim_ascii_end() == acknowledgement.as_bytes() => return true,
-                    Ok(_) => {}
+                    Ok(_) => patience.progress.chunk(),
                 }
             }
         };
         let both = async { tokio::join!(write, read).1 };
-        let Ok(through) = tokio::time::timeout(limit, both).await else {
-            return Err(DriverError::Timeout { program: shown(&self.program), after: limit });
+        let Some(through) = patience.with(&self.program, both).await else {
+            return Err(DriverError::Timeout { program: shown(&self.program), after: patience.limit });
         };
         let given = input.bytes().filter(|byte| *byte == b'\n').count() + 1;
         self.lines = self.lines.saturating_add(u32::try_from(given).unwrap_or(u32::MAX));
@@ -224,8 +318,8 @@ impl HeldOpen {
             (&mut self.stderr_task).await.ok();
             status
         };
-        let Ok(status) = tokio::time::timeout(limit, ended).await else {
-            return Err(DriverError::Timeout { program: shown(&self.program), after: limit });
+        let Some(status) = patience.with(&self.program, ended).await else {
+            return Err(DriverError::Timeout { program: shown(&self.program), after: patience.limit });
         };
         let status = status_code(status.map_err(|source| lost(&self.program, source))?);
         let stderr = std::mem::take(&mut *self.stderr.lock().unwrap_or_else(PoisonError::into_inner));
@@ -251,6 +345,32 @@ mod tests {
 
     fn shell(script: &str) -> (PathBuf, Vec<String>) {
         (PathBuf::from("/bin/sh"), vec!["-c".to_owned(), script.to_owned()])
+    }
+
+    fn patience(limit: Duration) -> Patience {
+        Patience { limit, progress: Progress::default() }
+    }
+
+    #[test]
+    fn what_a_program_says_is_progress() {
+        let (sh, args) = shell("echo 1; sleep 0.2; echo 2; sleep 0.2; echo 3");
+        let patience = patience(LIMIT);
+        block_on(run_with(&sh, &args, "", &[], &patience, |_| {})).unwrap();
+        assert!(patience.progress.movement(clock::now()).chunks >= 2);
+    }
+
+    #[test]
+    fn a_program_that_is_told_to_end_is_waited_for_and_killed_if_it_does_not() {
+        block_on(async {
+            for script in ["cat", "trap '' TERM; cat; exec sleep 60"] {
+                let (sh, args) = shell(script);
+                let held = HeldOpen::start(&sh, &args).unwrap();
+                let pid = held.pid().unwrap();
+                assert!(held.resident().unwrap() > 0);
+                held.end().await;
+                assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{script}");
+            }
+        });
     }
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -292,10 +412,11 @@ mod tests {
             );
             let mut held = HeldOpen::start(&sh, &args).unwrap();
             for _ in 0..3 {
-                assert!(matches!(held.transact("one\ntwo\n", LIMIT).await.unwrap(), Fate::Acknowledged));
+                assert!(matches!(held.transact("one\ntwo\n", &patience(LIMIT)).await.unwrap(), Fate::Acknowledged));
             }
             assert!(held.is_usable());
-            let Fate::Ended { status, stderr, lines_before } = held.transact("bad\n", LIMIT).await.unwrap() else {
+            let Fate::Ended { status, stderr, lines_before } = held.transact("bad\n", &patience(LIMIT)).await.unwrap()
+            else {
                 panic!();
             };
             assert_eq!((status, stderr.as_str(), lines_before), (2, "oops\n", 9));
@@ -308,7 +429,7 @@ mod tests {
         block_on(async {
             let (sh, args) = shell("cat >/dev/null; sleep 60");
             let mut held = HeldOpen::start(&sh, &args).unwrap();
-            let silence = held.transact("x\n", Duration::from_millis(50)).await;
+            let silence = held.transact("x\n", &patience(Duration::from_millis(50))).await;
             assert!(matches!(silence, Err(DriverError::Timeout { .. })));
         });
     }

@@ -4,11 +4,13 @@ pub mod backend;
 pub mod evidence;
 pub mod family;
 pub mod features;
+mod fight;
 pub mod hash;
 mod hits;
 mod hold;
 mod leftovers;
 mod listing;
+pub mod lock;
 pub mod native;
 mod nfwire;
 pub mod parse;
@@ -20,6 +22,7 @@ pub mod table;
 pub mod tools;
 mod users;
 pub mod variant;
+mod watch;
 
 use program::BaseChain;
 
@@ -27,7 +30,7 @@ pub use backend::{Backend, FamilyTools, Installed, TableTransport, Tools};
 pub use family::FamilyTables;
 pub use features::{Features, Overrides};
 pub use hold::BlockedSets;
-pub use table::{Checks, TableDriver, TableRequest, TableResponse, TableStats};
+pub use table::{Checks, ForeignChange, TableDriver, TableRequest, TableResponse, TableStats};
 pub use tools::TableTools;
 
 /// Returns the base chain of this name.

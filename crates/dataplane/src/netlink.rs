@@ -387,6 +387,19 @@ fn split_message(bytes: &[u8]) -> Option<(Received<'_>, &[u8])> {
     Some((message, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
+/// Iterates over the messages of a datagram, as kind and contents; an item is `None` where the bytes are malformed,
+/// and is then the last.
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let message = split_message(bytes);
+        bytes = message.map(|(_, rest)| rest).unwrap_or_default();
+        Some(message.map(|(message, _)| (message.kind, message.payload)))
+    })
+}
+
 /// Reads the contents of an error message or of the end of a dump: a code, 0 for success, and the request.
 fn outcome(payload: &[u8]) -> io::Result<Result<(), Refusal>> {
     let (code, request) = payload.split_first_chunk::<4>().ok_or_else(|| invalid("error message without a code"))?;

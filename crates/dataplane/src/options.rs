@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::iptables::features::Overrides;
+use crate::progress::Progress;
 
 /// How far sets grow beyond `MaxIpsetSize` (users.md U3.b).
 pub const LARGEST_SET_FACTOR: u32 = 4;
@@ -44,8 +45,13 @@ pub struct Options {
     pub link_refresh: Option<Duration>,
     /// `IptablesLockProbeIntervalMillis`.
     pub lock_probe: Duration,
-    /// Time limit of one child process.
+    /// The file that iptables' programs lock; [`USUAL_PATH`](crate::iptables::lock::USUAL_PATH) unless it is
+    /// mounted elsewhere.
+    pub lock_file: PathBuf,
+    /// Time limit of one child process. Long: one that is slow is worth a warning, not an end.
     pub program_timeout: Duration,
+    /// Counts what moves.
+    pub progress: Progress,
     /// Keep restore programs running between transactions, if their self-test allows it (performance.md 4.4).
     pub hold_restore_open: bool,
     /// `NetlinkTimeoutSecs`.
@@ -106,7 +112,9 @@ impl Default for Options {
             route_refresh: Some(Duration::from_secs(90)),
             link_refresh: Some(Duration::from_secs(90)),
             lock_probe: Duration::from_millis(50),
-            program_timeout: Duration::from_secs(30),
+            lock_file: PathBuf::from(crate::iptables::lock::USUAL_PATH),
+            program_timeout: Duration::from_secs(600),
+            progress: Progress::default(),
             hold_restore_open: true,
             netlink_timeout: Duration::from_secs(10),
             sysctl_root: PathBuf::from("/proc/sys"),

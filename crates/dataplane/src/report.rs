@@ -11,12 +11,19 @@ pub struct Report {
     pub drivers: Vec<DriverReport>,
     /// When the loop wants to be called again, and why.
     pub again: Option<(Instant, &'static str)>,
+    /// Tables are read in the background less often than configured, to stay within their share of the processor.
+    pub sweep_stretched: bool,
 }
 
 impl Report {
     /// Returns whether something wanted is not in force: an attempt failed, or waits for its next time.
     pub fn failed(&self) -> bool {
         self.drivers.iter().any(|driver| !driver.errors.is_empty() || driver.waiting.is_some())
+    }
+
+    /// How long the xtables lock was held, over all tables.
+    pub fn lock_held(&self) -> Duration {
+        self.drivers.iter().flat_map(|driver| &driver.lock_held).sum()
     }
 
     /// Writes to the kernel over all drivers; 0 when nothing differed.
@@ -48,12 +55,35 @@ pub struct DriverReport {
     pub busy: u64,
     /// Members that were there before they were added, or gone before they were removed.
     pub unneeded: u64,
+    /// How long each transaction held the xtables lock; of the tables together, under the family's filter table.
+    pub lock_held: Vec<Duration>,
+    /// How long transactions waited for the xtables lock.
+    pub lock_waited: Duration,
+    /// Shared chains in which somebody else keeps displacing our rules, as long as it lasts.
+    pub fighting: Vec<String>,
 }
 
 impl DriverReport {
     /// Takes a later step of the same driver in addition.
     pub fn add(&mut self, more: Self) {
-        let Self { driver: _, writes, reads, errors, waiting, held, repaired, lines, busy, unneeded } = more;
+        let Self {
+            driver: _,
+            writes,
+            reads,
+            errors,
+            waiting,
+            held,
+            repaired,
+            lines,
+            busy,
+            unneeded,
+            lock_held,
+            lock_waited,
+            fighting,
+        } = more;
+        self.lock_held.extend(lock_held);
+        self.lock_waited += lock_waited;
+        self.fighting.extend(fighting);
         self.writes += writes;
         self.reads += reads;
         self.repaired += repaired;
@@ -69,16 +99,31 @@ impl DriverReport {
     pub fn superseded_by(&mut self, later: Self) {
         self.errors.clear();
         self.held.clear();
+        self.fighting.clear();
         self.waiting = None;
         self.add(later);
     }
 
     /// Returns whether the driver did something or has something to say.
     pub fn has_something(&self) -> bool {
-        let Self { driver: _, writes, reads, errors, waiting, held, repaired, lines, busy, unneeded } = self;
+        let Self {
+            driver: _,
+            writes,
+            reads,
+            errors,
+            waiting,
+            held,
+            repaired,
+            lines,
+            busy,
+            unneeded,
+            lock_held,
+            lock_waited: _,
+            fighting,
+        } = self;
         *writes + *reads + *repaired + *lines + *busy + *unneeded > 0
             || !errors.is_empty()
             || waiting.is_some()
-            || !held.is_empty()
+            || !(held.is_empty() && lock_held.is_empty() && fighting.is_empty())
     }
 }

@@ -4,9 +4,10 @@
 //! [`Installed`] and [`super::TableTools`] are the programs of this host.
 
 use std::fmt;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, ready};
+use futures_util::future::{BoxFuture, pending, ready};
 use model::Family;
 use program::SetName;
 use tracing::{info, warn};
@@ -15,8 +16,9 @@ use super::evidence::{self, Decision};
 use super::features::Features;
 use super::hits::hits;
 use super::leftovers::legacy_has_some;
+use super::lock::{LockFigures, XtablesLock};
 use super::sticky;
-use super::table::{TableRequest, TableResponse};
+use super::table::{ForeignChange, TableRequest, TableResponse};
 use super::tools::TableTools;
 use super::users::rules_naming;
 use super::variant::{self, Programs};
@@ -30,6 +32,26 @@ use crate::report::DriverReport;
 pub trait TableTransport: fmt::Debug + Send {
     /// Performs one request.
     fn perform<'a>(&'a mut self, request: &'a TableRequest) -> BoxFuture<'a, TableResponse>;
+
+    /// Returns what somebody else did since this was last asked, as far as that can be told without reading tables.
+    fn foreign_changes(&mut self) -> Vec<ForeignChange> {
+        Vec::new()
+    }
+
+    /// Waits until [`Self::foreign_changes`] has something to tell. May be given up at any time.
+    fn foreign_change(&mut self) -> BoxFuture<'_, ()> {
+        pending().boxed()
+    }
+
+    /// Returns how long the xtables lock was held and waited for since this was last asked.
+    fn take_lock_figures(&mut self) -> LockFigures {
+        LockFigures::default()
+    }
+
+    /// Returns the processor time that programs have used since the start.
+    fn cpu_time(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Returns what the programs can do if they have been replaced since they were last asked.
     fn changed_features(&mut self) -> BoxFuture<'_, Option<Features>> {
@@ -189,6 +211,7 @@ pub fn families(options: &Options) -> impl Iterator<Item = Family> + use<> {
 async fn prepare(asked: Variant, options: &Options) -> Result<Tools, DriverError> {
     let directories = variant::search_path();
     let limit = options.program_timeout;
+    let lock = XtablesLock::new(options.lock_file.clone(), options.lock_probe);
     let mut tools = Tools { variant: asked, families: Vec::new() };
     for family in families(options) {
         let programs = Programs::find(family, asked, &directories)?;
@@ -204,8 +227,7 @@ async fn prepare(asked: Variant, options: &Options) -> Result<Tools, DriverError
         }
         info!(program, variant = found.as_str(), ?features, "iptables chosen");
         tools.variant = found;
-        let mut transport =
-            TableTools::new(family, programs, &features, options.lock_probe, limit).overriding(options.features);
+        let mut transport = TableTools::new(family, found, programs, &features, lock.clone(), options);
         if found == Variant::Nft {
             transport = transport.reading_over_netlink(options.netlink_timeout);
         }
@@ -226,7 +248,7 @@ async fn leftovers(family: Family, variant: Variant, options: &Options) -> Optio
         Ok((found, features)) if found == variant => features,
         Ok(_) | Err(_) => return None,
     };
-    let transport =
-        TableTools::new(family, programs, &features, options.lock_probe, limit).overriding(options.features);
+    let lock = XtablesLock::new(options.lock_file.clone(), options.lock_probe);
+    let transport = TableTools::new(family, variant, programs, &features, lock, options);
     Some(FamilyTools { family, features, transport: Box::new(transport) })
 }

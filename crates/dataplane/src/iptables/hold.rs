@@ -149,7 +149,9 @@ impl TableDriver {
         response: TableResponse,
     ) -> Result<(), DriverError> {
         match response {
-            TableResponse::Done(_) | TableResponse::Listed(_) | TableResponse::NotLoaded => hunt.answer(None),
+            TableResponse::Done(_) | TableResponse::Listed(_) | TableResponse::NotLoaded | TableResponse::Chains(_) => {
+                hunt.answer(None)
+            }
             TableResponse::Refused { stderr, .. } => match Complaint::read(&stderr, 0) {
                 Complaint::LockBusy => return Err(DriverError::LockBusy { program: program_of(cause) }),
                 Complaint::SetMissing(set) => {

@@ -51,7 +51,7 @@ impl Listings {
             },
             TableResponse::Refused { status, stderr, .. } => format!("status {status}: {}", essence(stderr)),
             TableResponse::Broken(error) => error.full_text(),
-            TableResponse::Listed(_) | TableResponse::NotLoaded => return answer,
+            TableResponse::Listed(_) | TableResponse::Chains(_) | TableResponse::NotLoaded => return answer,
         };
         match self.native.view(table) {
             Ok(view) => {

@@ -255,12 +255,12 @@ impl<'a> Marks<'a> {
 }
 
 /// Returns whether a comment is one that we put on our rules.
-pub(super) fn is_our_comment(comment: &str) -> bool {
+pub(crate) fn is_our_comment(comment: &str) -> bool {
     tag(&Cow::Borrowed(comment)).is_some()
 }
 
 /// The hash in a comment of ours; an agent may have written something else there.
-pub(super) fn comment_hash(comment: &str) -> Option<RuleHash> {
+pub(crate) fn comment_hash(comment: &str) -> Option<RuleHash> {
     tag(&Cow::Borrowed(comment)).as_deref().and_then(RuleHash::parse)
 }
 

@@ -12,7 +12,9 @@
 //! | I8 | a refused rule closes its policy or profile and nothing else |
 //!
 //! The table is read at the start, after any failure, when distrusted, when the refresh interval is over, and
-//! at growing intervals after a write; not before each write.
+//! at growing intervals after a write; not before each write. The reads without a cause are for the background
+//! ([`TableDriver::take_sweep`]): one that fails or is given up changes nothing. Of chains that somebody else is
+//! known to have changed only these are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -23,13 +25,15 @@ use program::{Action, Chain, ChainName, Rule, Table, TableChanges, TableId};
 use tracing::{info, warn};
 
 use super::features::Features;
+use super::fight::Fights;
 use super::hash::RuleHash;
 use super::hold::{BlockedSets, Held};
-use super::parse::{Entry, Numbered, View, parse};
+use super::parse::{Entry, Numbered, View, is_our_chain, parse};
 use super::plan::{Edit, HookEdit, PROBE_CHAIN, Setup, Wanted, WantedHooks, probe_input, restore_input};
 use super::refusal::{Complaint, Hunt, essence};
 use crate::driver::{Driver, Next};
 use crate::error::DriverError;
+use crate::nftables::{Process, ReadRule, Touched};
 use crate::options::Variant;
 use crate::retry::Backoff;
 
@@ -56,6 +60,8 @@ const MAX_NAMES_IN_LOG: usize = 20;
 pub enum TableRequest {
     /// List the table. With `if_loaded`, only if the kernel has it already: listing a legacy table makes it.
     Save { table: Table, if_loaded: bool },
+    /// List these chains only.
+    Chains { table: Table, names: Vec<Box<str>> },
     /// Feed this to the restore program.
     Restore(Arc<str>),
     /// Remove these rules of the table by their numbers.
@@ -69,6 +75,8 @@ pub enum TableResponse {
     Done(String),
     /// The table was read without the program.
     Listed(View),
+    /// The rules of each chain, in the order of the request; a chain that is not there has none.
+    Chains(Vec<Vec<ReadRule>>),
     /// The kernel does not have the table, so it was not listed.
     NotLoaded,
     /// The program refused. `lines_before`: how many lines it had been given before this request.
@@ -90,6 +98,20 @@ pub struct TableStats {
     /// Why something could not be written, beside what `handle` returned.
     pub errors: Vec<String>,
 }
+
+/// Something that somebody else did to a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignChange {
+    pub table: Table,
+    pub what: Touched,
+    /// Who did it, if that can be told.
+    pub by: Option<Process>,
+    /// It may be that nothing was done: the table is to be looked at when there is time.
+    pub is_doubtful: bool,
+}
+
+/// Rules above ours that one line of the log quotes.
+const MAX_RULES_IN_LOG: usize = 5;
 
 /// The driver of one table.
 #[derive(Debug)]
@@ -122,6 +144,15 @@ pub struct TableDriver {
     pub(super) read_at: Option<Instant>,
     /// When the next look after a write is due, and how long it waited.
     pub(super) check: Option<(Instant, Duration)>,
+    /// Chains that somebody else has changed.
+    doubtful: BTreeSet<Box<str>>,
+    /// Who did that last.
+    rival: Option<Process>,
+    fights: Fights,
+    /// Base chains in which something else is wanted since the last plan.
+    hooks_wanted: BTreeSet<Box<str>>,
+    /// Reads without a cause are done when asked what is next; otherwise they are left to the background.
+    sweeping: bool,
     pub(super) dirty: BTreeSet<Box<str>>,
     pub(super) dirty_hooks: BTreeSet<Box<str>>,
     /// Rules whose replacements are in force.
@@ -138,6 +169,7 @@ pub struct TableDriver {
 pub(super) enum Step {
     Rest,
     Reading,
+    ReadingChains(Vec<Box<str>>),
     Writing(Transaction),
     Removing,
     Hunting(Hunt, DriverError),
@@ -148,10 +180,18 @@ pub(super) enum Step {
 pub(super) struct Transaction {
     pub(super) text: Arc<str>,
     /// What each chain holds afterwards; `None` if it is gone.
-    pub(super) chains: Vec<(Box<str>, Option<Hashes>)>,
+    pub(super) chains: Vec<(Box<str>, After)>,
     pub(super) hooks: Vec<(Box<str>, Vec<Entry>)>,
     /// Rules to remove afterwards.
     removals: Vec<Numbered>,
+}
+
+/// What a chain holds after a write.
+#[derive(Debug)]
+pub(super) enum After {
+    Gone,
+    Empty,
+    Holds(Arc<Chain>, Hashes),
 }
 
 type Hashes = Box<[RuleHash]>;
@@ -179,6 +219,7 @@ impl Driver for TableDriver {
         for (base, hooks) in hooks {
             let name: Box<str> = base.as_str().into();
             self.hooks.insert(name.clone(), WantedHooks::new(base, hooks, &self.setup.features));
+            self.hooks_wanted.insert(name.clone());
             self.dirty_hooks.insert(name);
         }
     }
@@ -187,6 +228,7 @@ impl Driver for TableDriver {
         self.view = None;
         self.removals.clear();
         self.fresh = false;
+        self.doubtful.clear();
     }
 
     fn next(&mut self, now: Instant) -> Next<TableRequest> {
@@ -197,7 +239,7 @@ impl Driver for TableDriver {
                 return Next::Do(TableRequest::Restore(probe_input(&self.setup, rules).into()));
             }
             Step::Rest => {}
-            Step::Reading | Step::Writing(_) | Step::Removing => {
+            Step::Reading | Step::ReadingChains(_) | Step::Writing(_) | Step::Removing => {
                 // The answer never came: anything may have happened.
                 self.step = Step::Rest;
                 self.distrust();
@@ -209,12 +251,23 @@ impl Driver for TableDriver {
         if self.view.is_some() && !self.removals.is_empty() {
             return self.remove_numbered();
         }
-        if self.view.is_none() || self.reading_due().is_some_and(|(due, _)| due <= now) {
+        if self.view.is_none() || (self.sweeping && self.reading_due().is_some_and(|(due, _)| due <= now)) {
             self.step = Step::Reading;
-            let if_loaded = self.setup.variant == Variant::Legacy && self.wants_nothing();
-            return Next::Do(TableRequest::Save { table: self.id.table, if_loaded });
+            return Next::Do(self.save());
         }
-        match self.plan() {
+        if !self.doubtful.is_empty() {
+            let names: Vec<_> = std::mem::take(&mut self.doubtful).into_iter().collect();
+            self.step = Step::ReadingChains(names.clone());
+            return Next::Do(TableRequest::Chains { table: self.id.table, names });
+        }
+        if self.wants_listing_for_a_fight() {
+            self.step = Step::Reading;
+            return Next::Do(self.save());
+        }
+        for chain in self.fights.calm_down(now, self.checks.refresh) {
+            info!(table = self.label(), chain = %chain, "nobody displaces our rules any more");
+        }
+        match self.plan(now) {
             Ok(None) => {
                 self.backoff.succeeded();
                 self.settled_once = true;
@@ -238,6 +291,7 @@ impl Driver for TableDriver {
         let outcome = match mem::replace(&mut self.step, Step::Rest) {
             Step::Rest => Ok(()),
             Step::Reading => self.take_listing(response, now),
+            Step::ReadingChains(names) => self.take_chains(&names, response, now),
             Step::Writing(transaction) => self.take_verdict(transaction, response, now),
             Step::Removing => self.take_removal(response),
             Step::Hunting(hunt, cause) => self.take_probe(hunt, cause, response),
@@ -272,6 +326,11 @@ impl TableDriver {
             difference_said: None,
             read_at: None,
             check: None,
+            doubtful: BTreeSet::new(),
+            rival: None,
+            fights: Fights::default(),
+            hooks_wanted: BTreeSet::new(),
+            sweeping: true,
             dirty: BTreeSet::new(),
             dirty_hooks: BTreeSet::new(),
             removals: Vec::new(),
@@ -301,7 +360,9 @@ impl TableDriver {
     pub fn is_settled(&self) -> bool {
         self.view.is_some()
             && self.backoff.due().is_none()
-            && self.dirty_hooks.is_empty()
+            && self.doubtful.is_empty()
+            // What is fought over is as good as it gets.
+            && self.dirty_hooks.iter().all(|name| self.fights.chains().any(|chain| chain == &**name))
             && self.removals.is_empty()
             && (self.dirty.is_empty() || self.dirty.is_subset(&self.kept()))
     }
@@ -324,8 +385,87 @@ impl TableDriver {
 
     /// When the driver wants to be asked again, and why.
     pub fn due(&self) -> Option<(Instant, &'static str)> {
+        [self.next_attempt(), self.reading_due()].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// When something must be written that could not be before, and why that waits.
+    pub fn next_attempt(&self) -> Option<(Instant, &'static str)> {
         let retry = self.backoff.due().map(|at| (at, "retry of a table"));
-        [retry, self.reading_due()].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let fought = self.dirty_hooks.iter().filter_map(|name| self.fights.repair_at(name)).min();
+        let fought = fought.map(|at| (at, "repair of a chain that is fought over"));
+        [retry, fought].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// When the table wants to be read in the background; `None` if it is to be read anyway.
+    pub fn sweep_due(&self) -> Option<Instant> {
+        let at_rest = matches!(self.step, Step::Rest) && self.view.is_some() && self.doubtful.is_empty();
+        self.reading_due().filter(|_| at_rest).map(|(at, _)| at)
+    }
+
+    /// Leaves reads without a cause to the background, or not.
+    pub fn set_sweeping(&mut self, sweeping: bool) {
+        self.sweeping = sweeping;
+    }
+
+    /// The request whose answer [`Self::take_sweep`] takes.
+    pub fn save(&self) -> TableRequest {
+        let if_loaded = self.setup.variant == Variant::Legacy && self.wants_nothing();
+        TableRequest::Save { table: self.id.table, if_loaded }
+    }
+
+    /// Takes a listing that was made in the background, during which nothing was written. Returns whether
+    /// something is to be repaired.
+    ///
+    /// # Errors
+    ///
+    /// If the listing is of no use. What was believed is believed on, and the next one comes when it is due.
+    pub fn take_sweep(&mut self, response: TableResponse, now: Instant) -> Result<bool, DriverError> {
+        let listed = self.listed(response);
+        self.read_at = Some(now);
+        self.note_check(now);
+        let (view, text) = listed?;
+        self.release_what_is_not_as_it_was(&view);
+        self.compare(view, Some(&text), now);
+        Ok(!self.dirty.is_empty() || !self.dirty_hooks.is_empty())
+    }
+
+    /// Takes note of what somebody else did. Returns whether it concerns us, so that it must be looked at.
+    pub fn doubt(&mut self, change: &ForeignChange, now: Instant) -> bool {
+        if change.is_doubtful {
+            let pause = SHORTEST_CHECK;
+            self.check = Some(self.check.map_or((now, pause), |(at, pause)| (at.min(now), pause)));
+            return false;
+        }
+        let concerns = match &change.what {
+            Touched::All => {
+                self.distrust();
+                true
+            }
+            Touched::Chains(names) => {
+                let ours: Vec<_> = names.iter().filter(|name| self.knows(name)).cloned().collect();
+                let before = self.doubtful.len();
+                if self.view.is_some() {
+                    self.doubtful.extend(ours);
+                }
+                self.doubtful.len() > before
+            }
+        };
+        if concerns {
+            self.rival.clone_from(&change.by);
+        }
+        concerns
+    }
+
+    /// Whether changes of the chain concern us: it is ours, a base chain, or foreign with a rule of ours in it.
+    fn knows(&self, name: &str) -> bool {
+        is_our_chain(name)
+            || super::base_chain(name).is_some()
+            || self.view.as_ref().is_some_and(|view| view.shared.contains_key(name))
+    }
+
+    /// Base chains in which somebody else keeps displacing our rules.
+    pub fn fighting(&self) -> Vec<String> {
+        self.fights.chains().map(str::to_owned).collect()
     }
 
     /// Why the next attempt is needed, if the last one failed.
@@ -439,24 +579,82 @@ impl TableDriver {
     // Reading.
 
     fn take_listing(&mut self, response: TableResponse, now: Instant) -> Result<(), DriverError> {
-        self.stats.reads += 1;
-        let view = match response {
-            TableResponse::Done(output) => parse(self.id.table, &output).map_err(|unreadable| {
-                DriverError::Readback { program: self.save_program(), line: unreadable.line, reason: unreadable.reason }
-            })?,
-            TableResponse::Listed(view) => view,
-            TableResponse::NotLoaded => View::default(),
-            TableResponse::Refused { program, status, stderr, .. } => {
-                return Err(DriverError::Rejected { program, status, line: None, stderr: essence(&stderr) });
-            }
-            TableResponse::Broken(error) => return Err(error),
-        };
+        let (view, text) = self.listed(response)?;
         if self.read_at.replace(now).is_none() {
             self.expect_check(now);
         }
         self.note_check(now);
         self.release_what_is_not_as_it_was(&view);
-        self.compare(view);
+        self.compare(view, Some(&text), now);
+        Ok(())
+    }
+
+    /// What a listing shows, and its text as far as there is one.
+    fn listed(&mut self, response: TableResponse) -> Result<(View, String), DriverError> {
+        self.stats.reads += 1;
+        match response {
+            TableResponse::Done(output) => match parse(self.id.table, &output) {
+                Ok(view) => Ok((view, output)),
+                Err(unreadable) => Err(DriverError::Readback {
+                    program: self.save_program(),
+                    line: unreadable.line,
+                    reason: unreadable.reason,
+                }),
+            },
+            TableResponse::Listed(view) => Ok((view, String::new())),
+            TableResponse::NotLoaded => Ok((View::default(), String::new())),
+            other => Err(self.failure(other)),
+        }
+    }
+
+    /// Why a read did not give what it should.
+    fn failure(&self, response: TableResponse) -> DriverError {
+        match response {
+            TableResponse::Refused { program, status, stderr, .. } => {
+                DriverError::Rejected { program, status, line: None, stderr: essence(&stderr) }
+            }
+            TableResponse::Broken(error) => error,
+            TableResponse::Done(_) | TableResponse::Listed(_) | TableResponse::Chains(_) | TableResponse::NotLoaded => {
+                DriverError::Readback {
+                    program: self.save_program(),
+                    line: 0,
+                    reason: "the answer is of another kind".to_owned(),
+                }
+            }
+        }
+    }
+
+    /// Takes the contents of single chains into the view. Whatever is not quite clear leads to a whole listing.
+    fn take_chains(&mut self, names: &[Box<str>], response: TableResponse, now: Instant) -> Result<(), DriverError> {
+        self.stats.reads += 1;
+        let TableResponse::Chains(chains) = response else {
+            self.distrust();
+            return Ok(());
+        };
+        let Some(mut view) = self.view.take() else { return Ok(()) };
+        for (name, rules) in names.iter().zip(chains) {
+            if is_our_chain(name) {
+                if rules.is_empty() && !view.ours.contains_key(name) {
+                    continue;
+                }
+                view.ours.insert(name.clone(), rules.iter().map(|rule| rule.hash).collect());
+                continue;
+            }
+            let known = view.shared.get(name).map(Vec::as_slice).unwrap_or_default();
+            let entry = |rule: &ReadRule| match rule {
+                ReadRule { is_ours: false, .. } => Some(Entry::Foreign),
+                ReadRule { hash: Some(hash), .. } => known.iter().find(|entry| entry.hash() == Some(*hash)).cloned(),
+                ReadRule { hash: None, .. } => None,
+            };
+            let Some(entries) = rules.iter().map(entry).collect::<Option<Vec<_>>>() else {
+                // A rule of ours that we have never seen: its text is needed to remove it.
+                self.distrust();
+                return Ok(());
+            };
+            view.shared.insert(name.clone(), entries);
+        }
+        self.release_what_is_not_as_it_was(&view);
+        self.compare(view, None, now);
         Ok(())
     }
 
@@ -465,7 +663,7 @@ impl TableDriver {
     }
 
     /// Finds out what differs, and says so if nobody but somebody else can have done it.
-    fn compare(&mut self, view: View) {
+    fn compare(&mut self, view: View, listing: Option<&str>, now: Instant) {
         let mut differing: BTreeSet<Box<str>> = BTreeSet::new();
         for name in self.chains.keys().chain(view.ours.keys()) {
             let kernel = view.ours.get(name);
@@ -489,6 +687,7 @@ impl TableDriver {
             }
         }
         self.report_differences(&differing, &differing_hooks);
+        self.note_fights(&view, &differing_hooks, listing, now);
         // A chain that is held as it is still waits.
         let waiting = self.dirty.iter().filter(|name| self.held.get(*name).is_some_and(|held| held.instead.is_none()));
         differing.extend(waiting.cloned());
@@ -496,6 +695,47 @@ impl TableDriver {
         self.dirty_hooks = differing_hooks;
         self.view = Some(view);
         self.fresh = true;
+        if !self.wants_listing_for_a_fight() {
+            self.rival = None;
+        }
+    }
+
+    /// Counts the shared chains in which our rules are not where we have put them, and tells of fights.
+    fn note_fights(&mut self, view: &View, hooks: &BTreeSet<Box<str>>, listing: Option<&str>, now: Instant) {
+        if !self.settled_once {
+            return;
+        }
+        for name in hooks {
+            let ours_are_there = |entries: &Vec<Entry>| entries.iter().any(|entry| *entry != Entry::Foreign);
+            let was_right = !self.dirty_hooks.contains(name) && self.hooks.contains_key(name);
+            // Rules that are gone altogether were flushed, not displaced: that is put right as often as it happens.
+            if was_right && view.shared.get(name).is_some_and(ours_are_there) {
+                self.fights.displaced(name, now, self.checks.refresh);
+            }
+            if self.fights.is_news(name)
+                && let Some(listing) = listing
+            {
+                self.fights.said(name);
+                let rules = rules_above_ours(listing, name);
+                let by = self
+                    .rival
+                    .as_ref()
+                    .map_or_else(|| "unknown".to_owned(), |Process { pid, name }| format!("{name} ({pid})"));
+                warn!(
+                    event = "fighting",
+                    table = self.label(),
+                    chain = %name,
+                    above = rules.join("; "),
+                    by,
+                    "somebody keeps displacing our rules; from now on they are put back once per refresh period"
+                );
+            }
+        }
+    }
+
+    /// A fight is told of with the rules above ours, which only a listing shows.
+    fn wants_listing_for_a_fight(&self) -> bool {
+        self.dirty_hooks.iter().any(|name| self.fights.is_news(name))
     }
 
     fn report_differences(&mut self, chains: &BTreeSet<Box<str>>, hooks: &BTreeSet<Box<str>>) {
@@ -518,14 +758,19 @@ impl TableDriver {
             let count = names.len();
             self.stats.repaired += u64::try_from(count).unwrap_or(u64::MAX);
             names.truncate(MAX_NAMES_IN_LOG);
-            warn!(table, count, chains = %names.join(" "), "foreign changes found, repairing");
+            let by = self.rival.as_ref().map(|Process { pid, name }| format!("{name} ({pid})"));
+            let by = by.as_deref().unwrap_or("unknown");
+            warn!(table, count, chains = %names.join(" "), by, "foreign changes found, repairing");
         }
     }
 
     // Planning and writing.
 
     /// Returns the transaction that is needed, `None` if there is none, or why one is needed but impossible.
-    fn plan(&mut self) -> Result<Option<Transaction>, String> {
+    fn plan(&mut self, now: Instant) -> Result<Option<Transaction>, String> {
+        for name in std::mem::take(&mut self.hooks_wanted) {
+            self.fights.insist(&name, now);
+        }
         if self.dirty.is_empty() && self.dirty_hooks.is_empty() {
             return Ok(None);
         }
@@ -542,16 +787,16 @@ impl TableDriver {
                 (Content::Rules(new), Some(old)) if new.is_in(old) => unchanged.push(name.clone()),
                 (Content::Rules(new), old) => {
                     edits.push(Edit::Write { new, old });
-                    chains.push((name.clone(), Some(new.hashes.clone())));
+                    chains.push((name.clone(), After::Holds(Arc::clone(&new.chain), new.hashes.clone())));
                 }
                 (Content::Absent, None) | (Content::Empty, None | Some([])) => unchanged.push(name.clone()),
                 (Content::Absent, Some(_)) => {
                     edits.push(Edit::Delete { name });
-                    chains.push((name.clone(), None));
+                    chains.push((name.clone(), After::Gone));
                 }
                 (Content::Empty, Some(_)) => {
                     edits.push(Edit::Flush { name });
-                    chains.push((name.clone(), Some(Box::default())));
+                    chains.push((name.clone(), After::Empty));
                 }
             }
         }
@@ -560,7 +805,7 @@ impl TableDriver {
         let mut hooks = Vec::new();
         let mut removals = Vec::new();
         let mut unchanged_hooks = Vec::new();
-        for name in &self.dirty_hooks {
+        for name in self.dirty_hooks.iter().filter(|name| self.fights.waits_until(name, now).is_none()) {
             let old = view.shared.get(name).map(Vec::as_slice).unwrap_or_default();
             let new = self.hooks.get(name).unwrap_or(&nothing);
             if new.are_in(old, self.setup.insert_mode) {
@@ -598,11 +843,12 @@ impl TableDriver {
     ) -> Result<(), DriverError> {
         match response {
             TableResponse::Done(_) | TableResponse::Listed(_) | TableResponse::NotLoaded => {
-                self.commit(transaction);
+                self.commit(transaction, now);
                 self.expect_check(now);
                 Ok(())
             }
             TableResponse::Broken(error) => Err(error),
+            chains @ TableResponse::Chains(_) => Err(self.failure(chains)),
             TableResponse::Refused { program, status, stderr, lines_before } => {
                 let complaint = Complaint::read(&stderr, lines_before);
                 let line = if let Complaint::Lines(lines) = &complaint { lines.first().copied() } else { None };
@@ -636,32 +882,62 @@ impl TableDriver {
                 Ok(())
             }
             TableResponse::Broken(error) => Err(error),
+            chains @ TableResponse::Chains(_) => Err(self.failure(chains)),
             TableResponse::Refused { program, status, stderr, .. } => {
                 Err(DriverError::Rejected { program, status, line: None, stderr: essence(&stderr) })
             }
         }
     }
 
-    fn commit(&mut self, transaction: Transaction) {
+    /// Takes what went in into the view. What is wanted may have changed while it was on its way.
+    fn commit(&mut self, transaction: Transaction, now: Instant) {
         let Transaction { text, chains, hooks, removals } = transaction;
         self.removals = removals;
         self.stats.writes += 1;
         self.stats.lines += u64::try_from(text.lines().count()).unwrap_or(u64::MAX);
         self.fresh = false;
         self.blamed.clear();
-        let Some(view) = &mut self.view else { return };
-        for (name, hashes) in chains {
-            self.dirty.remove(&name);
-            self.previous.remove(&name);
-            match hashes {
-                Some(hashes) => view.ours.insert(name, hashes.iter().copied().map(Some).collect()),
-                None => view.ours.remove(&name),
+        let Some(mut view) = self.view.take() else { return };
+        for (name, after) in chains {
+            let in_force = match after {
+                After::Gone => {
+                    view.ours.remove(&name);
+                    None
+                }
+                After::Empty => {
+                    view.ours.insert(name.clone(), Vec::new());
+                    None
+                }
+                After::Holds(chain, hashes) => {
+                    view.ours.insert(name.clone(), hashes.iter().copied().map(Some).collect());
+                    Some(chain)
+                }
             };
+            let kernel = view.ours.get(&name);
+            let as_wanted = match self.content(&name) {
+                Content::Rules(wanted) => kernel.is_some_and(|kernel| wanted.is_in(kernel)),
+                Content::AsIs => true,
+                Content::Empty => kernel.is_none_or(Vec::is_empty),
+                Content::Absent => kernel.is_none(),
+            };
+            if as_wanted {
+                self.dirty.remove(&name);
+                self.previous.remove(&name);
+            } else if let Some(chain) = in_force {
+                self.previous.insert(name, chain);
+            } else {
+                self.previous.remove(&name);
+            }
         }
         for (name, rules) in hooks {
-            self.dirty_hooks.remove(&name);
+            let as_wanted = self.hooks.get(&name).is_none_or(|wanted| wanted.are_in(&rules, self.setup.insert_mode));
+            if as_wanted {
+                self.dirty_hooks.remove(&name);
+            }
+            self.fights.repaired(&name, now, self.checks.refresh);
             view.shared.insert(name, rules);
         }
+        self.view = Some(view);
     }
 
     pub(super) fn label(&self) -> String {
@@ -672,6 +948,14 @@ impl TableDriver {
 /// `filter/4`, as reports call a table.
 pub fn label(id: TableId) -> String {
     format!("{}/{}", id.table.as_str(), id.family.digit())
+}
+
+/// The first rules of a chain in a listing, up to the first of ours.
+fn rules_above_ours(listing: &str, chain: &str) -> Vec<String> {
+    let start = format!("-A {chain} ");
+    let rules = listing.lines().filter_map(|line| line.strip_prefix(&start));
+    let foreign = rules.take_while(|rule| !rule.contains("\"cali:") && !rule.contains("-j cali-"));
+    foreign.take(MAX_RULES_IN_LOG).map(str::to_owned).collect()
 }
 
 fn tool_name(id: TableId) -> &'static str {

@@ -21,13 +21,20 @@ use tracing::{debug, info, warn};
 use super::backend::TableTransport;
 use super::features::{Features, Overrides};
 use super::listing::Listings;
-use super::table::{TableRequest, TableResponse};
+use super::lock::{Guard, LockFigures, XtablesLock};
+use super::table::{ForeignChange, TableRequest, TableResponse};
 use super::variant::{self, Programs, legacy_tables};
+use super::watch::Watch;
 use crate::error::DriverError;
-use crate::exec::{self, Fate, HeldOpen, Identity};
+use crate::exec::{self, Fate, HeldOpen, Identity, Patience};
+use crate::options::{Options, Variant};
 
 /// How long a restore program waits for the xtables lock, in seconds (netfilter.md 16.5).
 const LOCK_WAIT: u32 = 10;
+
+/// A held-open program that keeps more than this after a transaction that was itself large is started anew.
+const MOST_MEMORY: u64 = 32 << 20;
+const LARGE_INPUT: usize = 256 * 1024;
 
 /// How long a step of the self-test may take.
 const SELF_TEST_LIMIT: Duration = Duration::from_secs(5);
@@ -37,9 +44,15 @@ const SELF_TEST_LIMIT: Duration = Duration::from_secs(5);
 pub struct TableTools {
     family: Family,
     programs: Programs,
+    variant: Variant,
     restore_args: Vec<String>,
     lock_probe: Duration,
-    limit: Duration,
+    lock: XtablesLock,
+    /// The programs must be given the lock.
+    takes_no_lock: bool,
+    patience: Patience,
+    watch: Watch,
+    figures: LockFigures,
     hold: Hold,
     /// The build of the restore program that was asked what it can do.
     identity: Option<Identity>,
@@ -51,6 +64,22 @@ pub struct TableTools {
 impl TableTransport for TableTools {
     fn perform<'a>(&'a mut self, request: &'a TableRequest) -> BoxFuture<'a, TableResponse> {
         self.answer(request).boxed()
+    }
+
+    fn foreign_changes(&mut self) -> Vec<ForeignChange> {
+        self.watch.foreign_changes()
+    }
+
+    fn foreign_change(&mut self) -> BoxFuture<'_, ()> {
+        self.watch.foreign_change().boxed()
+    }
+
+    fn take_lock_figures(&mut self) -> LockFigures {
+        std::mem::take(&mut self.figures)
+    }
+
+    fn cpu_time(&self) -> Duration {
+        children_cpu_time()
     }
 
     fn changed_features(&mut self) -> BoxFuture<'_, Option<Features>> {
@@ -73,26 +102,34 @@ enum Hold {
 
 impl TableTools {
     /// Allocates; starts nothing.
-    pub fn new(family: Family, programs: Programs, features: &Features, lock_probe: Duration, limit: Duration) -> Self {
+    pub fn new(
+        family: Family,
+        variant: Variant,
+        programs: Programs,
+        features: &Features,
+        lock: XtablesLock,
+        options: &Options,
+    ) -> Self {
         let identity = Identity::of(&programs.restore);
-        let restore_args = restore_args(features, lock_probe);
+        let restore_args = restore_args(features, options.lock_probe);
+        let patience = Patience { limit: options.program_timeout, progress: options.progress.clone() };
+        let watch = Watch::new(family, variant, lock.clone(), options.netlink_timeout);
         Self {
             family,
             programs,
+            variant,
             restore_args,
-            lock_probe,
-            limit,
+            lock_probe: options.lock_probe,
+            lock,
+            takes_no_lock: !features.restore_supports_lock,
+            patience,
+            watch,
+            figures: LockFigures::default(),
             hold: Hold::Off,
             identity,
             listings: None,
-            overrides: Overrides::default(),
+            overrides: options.features,
         }
-    }
-
-    /// Believes the operator in what the programs can do.
-    #[must_use]
-    pub fn overriding(self, overrides: Overrides) -> Self {
-        Self { overrides, ..self }
     }
 
     /// Reads tables over netlink where the save program cannot; for the nft variant.
@@ -107,11 +144,12 @@ impl TableTools {
             return None;
         }
         let program = self.programs.restore.display();
-        match variant::probe(&self.programs, &self.overrides, self.limit).await {
+        match variant::probe(&self.programs, &self.overrides, self.patience.limit).await {
             Ok((_, features)) => {
                 info!(%program, ?features, "program was replaced");
                 self.identity = identity;
                 self.restore_args = restore_args(&features, self.lock_probe);
+                self.takes_no_lock = !features.restore_supports_lock;
                 Some(features)
             }
             Err(error) => {
@@ -138,9 +176,14 @@ impl TableTools {
     }
 
     async fn answer(&mut self, request: &TableRequest) -> TableResponse {
+        self.watch.open();
         match request {
             TableRequest::Save { table, if_loaded: true } if !self.is_loaded(*table) => TableResponse::NotLoaded,
             TableRequest::Save { table, .. } => self.save(*table).await,
+            TableRequest::Chains { table, names } => match self.watch.read_chains(*table, names) {
+                Some(chains) => chains,
+                None => self.save(*table).await,
+            },
             TableRequest::Restore(input) => self.restore(input).await,
             TableRequest::Remove { table, rules } => match &mut self.listings {
                 Some(listings) => listings.remove(*table, rules),
@@ -155,22 +198,74 @@ impl TableTools {
     }
 
     async fn save(&mut self, table: Table) -> TableResponse {
+        self.watch.before_read(table);
         let args = ["-t".to_owned(), table.as_str().to_owned()];
-        let answer = response(&self.programs.save, exec::run(&self.programs.save, &args, "", self.limit).await);
+        let program = &self.programs.save;
+        let finished = exec::run_with(program, &args, "", &[], &self.patience, |_| {}).await;
+        self.watch.after_read(table);
+        let answer = response(program, finished);
         match &mut self.listings {
             Some(listings) => listings.settle(table, answer),
             None => answer,
         }
     }
 
+    /// Writes, with or for the lock, and takes note of both.
     async fn restore(&mut self, input: &str) -> TableResponse {
+        self.watch.before_write(input);
+        let lock = self.lock.clone();
+        let table = input.lines().next().unwrap_or_default().trim_start_matches('*').to_owned();
+        let response = if self.variant == Variant::Nft {
+            self.transact(input).await
+        } else {
+            let mut wait = lock.wait();
+            let guard: Result<Option<Guard>, ()> = if self.takes_no_lock {
+                let limit = Duration::from_secs(LOCK_WAIT.into());
+                wait.take(limit, &table).await.map(Some).ok_or(())
+            } else {
+                Ok(None)
+            };
+            let response = match guard {
+                Ok(_guard) => tokio::select! {
+                    response = self.transact(input) => response,
+                    never = wait.look(&table) => match never {},
+                },
+                // What the programs say when they give up waiting.
+                Err(()) => TableResponse::Refused {
+                    program: self.programs.restore.display().to_string(),
+                    status: 4,
+                    stderr: "Another app is currently holding the xtables lock.\n".to_owned(),
+                    lines_before: 0,
+                },
+            };
+            let gave_up = matches!(&response, TableResponse::Refused { status: 4, .. });
+            self.figures.add(wait.end(!gave_up));
+            response
+        };
+        if matches!(response, TableResponse::Done(_)) {
+            self.patience.progress.commits(1);
+        }
+        self.watch.after_write(input);
+        response
+    }
+
+    async fn transact(&mut self, input: &str) -> TableResponse {
         if matches!(self.hold, Hold::Off) {
             return self.restore_once(input).await;
         }
-        let Some(mut held) = self.take_held() else { return self.restore_once(input).await };
-        match held.transact(input, self.limit).await {
+        let Some(mut held) = self.take_held().await else { return self.restore_once(input).await };
+        let pid = held.pid();
+        if let Some(pid) = pid {
+            self.lock.is_ours(pid, true);
+            self.watch.is_ours(pid);
+        }
+        let fate = held.transact(input, &self.patience).await;
+        if let (Some(pid), false) = (pid, matches!(fate, Ok(Fate::Acknowledged))) {
+            self.lock.is_ours(pid, false);
+        }
+        match fate {
             Ok(Fate::Acknowledged) => {
-                self.hold = Hold::Open(Box::new(held));
+                self.keep(held, input.len()).await;
                 TableResponse::Done(String::new())
             }
             Ok(Fate::Ended { status, stderr, lines_before }) if status != 0 => {
@@ -186,14 +281,36 @@ impl TableTools {
         }
     }
 
-    /// Returns the program that is held open, or a new one.
-    fn take_held(&mut self) -> Option<HeldOpen> {
-        if let Hold::Open(mut held) = std::mem::replace(&mut self.hold, Hold::Ready)
-            && held.is_usable()
-        {
-            return Some(*held);
+    /// Keeps the program for the next transaction, unless it has become fat.
+    async fn keep(&mut self, held: HeldOpen, length: usize) {
+        if length >= LARGE_INPUT && held.resident().is_some_and(|bytes| bytes > MOST_MEMORY) {
+            debug!(bytes = held.resident(), "restore program keeps much memory, it is started anew");
+            self.end(held).await;
+            self.hold = Hold::Ready;
+        } else {
+            self.hold = Hold::Open(Box::new(held));
         }
-        match HeldOpen::start(&self.programs.restore, &self.restore_args) {
+    }
+
+    /// Waits for the end, so that there is never more than one.
+    async fn end(&mut self, held: HeldOpen) {
+        let pid = held.pid();
+        held.end().await;
+        if let Some(pid) = pid {
+            self.lock.is_ours(pid, false);
+        }
+    }
+
+    /// Returns the program that is held open, or a new one.
+    async fn take_held(&mut self) -> Option<HeldOpen> {
+        if let Hold::Open(mut held) = std::mem::replace(&mut self.hold, Hold::Ready) {
+            if held.is_usable() {
+                return Some(*held);
+            }
+            self.end(*held).await;
+        }
+        let variables = self.lock.variable();
+        match HeldOpen::start_with(&self.programs.restore, &self.restore_args, variables.as_slice()) {
             Ok(held) => Some(held),
             Err(error) => {
                 // Perhaps it is being replaced; a start for this transaction tells what is the matter.
@@ -210,10 +327,31 @@ impl TableTools {
         TableResponse::Broken(error)
     }
 
-    async fn restore_once(&self, input: &str) -> TableResponse {
-        let finished = exec::run(&self.programs.restore, &self.restore_args, input, self.limit).await;
-        response(&self.programs.restore, finished)
+    async fn restore_once(&mut self, input: &str) -> TableResponse {
+        let Self { lock, watch, programs, restore_args, patience, .. } = self;
+        let variables = lock.variable();
+        let mut ours = None;
+        let started = |pid| {
+            lock.is_ours(pid, true);
+            watch.is_ours(pid);
+            ours = Some(pid);
+        };
+        let restore = &programs.restore;
+        let finished = exec::run_with(restore, restore_args, input, variables.as_slice(), patience, started).await;
+        if let Some(pid) = ours {
+            lock.is_ours(pid, false);
+        }
+        response(restore, finished)
     }
+}
+
+/// Processor time of all programs that were started and have ended.
+fn children_cpu_time() -> Duration {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeValLike as _;
+    let used = getrusage(UsageWho::RUSAGE_CHILDREN).map(|usage| usage.user_time() + usage.system_time());
+    let micros = used.map(|time| time.num_microseconds()).unwrap_or_default();
+    Duration::from_micros(u64::try_from(micros).unwrap_or_default())
 }
 
 fn restore_args(features: &Features, lock_probe: Duration) -> Vec<String> {
@@ -260,12 +398,13 @@ fn self_test_here(programs: &Programs, restore_args: &[String]) -> Result<(), St
     let runtime = runtime.map_err(|error| format!("no runtime for the self-test: {error}"))?;
     runtime.block_on(async {
         let text = |error: DriverError| error.to_string();
+        let patience = Patience { limit: SELF_TEST_LIMIT, progress: crate::Progress::default() };
         // A namespace of its own needs no lock against others, and whoever holds the host's for long must not make
         // the test fail. Programs that do not know the variable wait for the host's all the same.
         let variables = [("XTABLES_LOCKFILE", OsStr::new("/dev/null"))];
         let mut held = HeldOpen::start_with(&programs.restore, restore_args, &variables).map_err(text)?;
         let make = "*filter\n:cali-self-test - -\n-A cali-self-test -j DROP\nCOMMIT\n";
-        match held.transact(make, SELF_TEST_LIMIT).await.map_err(text)? {
+        match held.transact(make, &patience).await.map_err(text)? {
             Fate::Acknowledged => {}
             Fate::Ended { stderr, .. } => return Err(format!("refuses a harmless transaction: {}", stderr.trim())),
         }
@@ -275,12 +414,12 @@ fn self_test_here(programs: &Programs, restore_args: &[String]) -> Result<(), St
             return Err("acknowledges before the kernel has it".to_owned());
         }
         // The second transaction of one process, and one that must fail.
-        match held.transact("*filter\n:cali-self-test - -\nCOMMIT\n", SELF_TEST_LIMIT).await.map_err(text)? {
+        match held.transact("*filter\n:cali-self-test - -\nCOMMIT\n", &patience).await.map_err(text)? {
             Fate::Acknowledged => {}
             Fate::Ended { stderr, .. } => return Err(format!("takes one transaction only: {}", stderr.trim())),
         }
         let bad = "*filter\n-D cali-self-test -j ACCEPT\nCOMMIT\n";
-        match held.transact(bad, SELF_TEST_LIMIT).await.map_err(text)? {
+        match held.transact(bad, &patience).await.map_err(text)? {
             Fate::Ended { status, .. } if status != 0 => Ok(()),
             Fate::Ended { .. } => Err("ends without a word at an error".to_owned()),
             Fate::Acknowledged => Err("acknowledges an impossible transaction".to_owned()),
