@@ -187,15 +187,15 @@ fn a_replacement_of_the_same_size_is_found_by_the_refresh() {
 fn a_batch_breaks_a_refresh_off_and_finds_nothing_to_read() {
     needs_tables!();
     every_host(|host| {
-        let options = Options { table_refresh: Some(Duration::from_millis(1)), ..Options::default() };
-        let mut agent = Watched::new(host, program(host, 2_000), options);
-        for number in 0..10 {
+        let refresh = Duration::from_millis(400);
+        let options = Options { table_refresh: Some(refresh), ..Options::default() };
+        let mut agent = Watched::new(host, program(host, 1_000), options);
+        for number in 0..5 {
             // In the middle of a listing, most times.
-            assert!(agent.watch(Duration::from_millis(10)).is_none());
+            assert!(agent.watch(refresh + Duration::from_millis(5)).is_none());
             let report = agent.apply(changed_policy(host, number));
             assert_sound(&report);
             assert_eq!(report.writes(), 1, "{report:?}");
-            assert_eq!(report.drivers.iter().map(|driver| driver.reads).filter(|_| false).sum::<u64>(), 0);
             assert!(report.drivers.iter().all(|driver| !driver.driver.starts_with("filter") || driver.reads == 0));
         }
         let good = rules(host, "filter");

@@ -31,7 +31,8 @@ const TABLE: &[Row] = &[
     Row { name: "compiler", may_use: &["model", "graph", "program"], must_not_reach: WORLD },
     Row { name: "verdict", may_use: &["model"], must_not_reach: WORLD },
     Row { name: "datastore", may_use: &["model"], must_not_reach: &["rtnetlink", "netlink-sys"] },
-    Row { name: "dataplane", may_use: &["model", "program"], must_not_reach: &["etcd-client"] },
+    Row { name: "tableinfo", may_use: &[], must_not_reach: &["tokio", "etcd-client", "rtnetlink"] },
+    Row { name: "dataplane", may_use: &["model", "program", "tableinfo"], must_not_reach: &["etcd-client"] },
     Row { name: "telemetry", may_use: &[], must_not_reach: &["etcd-client", "rtnetlink"] },
     Row {
         name: "agent",
@@ -53,6 +54,7 @@ const ANYTHING: &[&str] = &[
     "compiler",
     "verdict",
     "dataplane",
+    "tableinfo",
     "telemetry",
     "agent",
     "testkit",

@@ -579,6 +579,7 @@ impl TableDriver {
     // Reading.
 
     fn take_listing(&mut self, response: TableResponse, now: Instant) -> Result<(), DriverError> {
+        self.stats.reads += 1;
         let (view, text) = self.listed(response)?;
         if self.read_at.replace(now).is_none() {
             self.expect_check(now);
@@ -590,8 +591,7 @@ impl TableDriver {
     }
 
     /// What a listing shows, and its text as far as there is one.
-    fn listed(&mut self, response: TableResponse) -> Result<(View, String), DriverError> {
-        self.stats.reads += 1;
+    fn listed(&self, response: TableResponse) -> Result<(View, String), DriverError> {
         match response {
             TableResponse::Done(output) => match parse(self.id.table, &output) {
                 Ok(view) => Ok((view, output)),
@@ -626,11 +626,12 @@ impl TableDriver {
 
     /// Takes the contents of single chains into the view. Whatever is not quite clear leads to a whole listing.
     fn take_chains(&mut self, names: &[Box<str>], response: TableResponse, now: Instant) -> Result<(), DriverError> {
-        self.stats.reads += 1;
-        let TableResponse::Chains(chains) = response else {
-            self.distrust();
-            return Ok(());
+        let chains = match response {
+            TableResponse::Chains(chains) => chains,
+            // Where single chains cannot be read.
+            listing => return self.take_listing(listing, now),
         };
+        self.stats.reads += 1;
         let Some(mut view) = self.view.take() else { return Ok(()) };
         for (name, rules) in names.iter().zip(chains) {
             if is_our_chain(name) {

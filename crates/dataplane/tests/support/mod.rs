@@ -52,7 +52,7 @@ impl FakeKernel {
         let mut outcome = Ok(());
         for _ in 0..1_000 {
             let response = match driver.next(now) {
-                Next::Do(TableRequest::Save { .. }) => TableResponse::Done(self.list()),
+                Next::Do(TableRequest::Save { .. } | TableRequest::Chains { .. }) => TableResponse::Done(self.list()),
                 Next::Do(TableRequest::Restore(input)) => self.restore(&input),
                 Next::Do(TableRequest::Remove { .. }) => panic!("the listing has no rules without text"),
                 Next::NotBefore(_) | Next::Idle => return outcome,
