@@ -603,7 +603,9 @@ impl TableDriver {
             },
             TableResponse::Listed(view) => Ok((view, String::new())),
             TableResponse::NotLoaded => Ok((View::default(), String::new())),
-            other => Err(self.failure(other)),
+            other @ (TableResponse::Chains(_) | TableResponse::Refused { .. } | TableResponse::Broken(_)) => {
+                Err(self.failure(other))
+            }
         }
     }
 
@@ -626,10 +628,9 @@ impl TableDriver {
 
     /// Takes the contents of single chains into the view. Whatever is not quite clear leads to a whole listing.
     fn take_chains(&mut self, names: &[Box<str>], response: TableResponse, now: Instant) -> Result<(), DriverError> {
-        let chains = match response {
-            TableResponse::Chains(chains) => chains,
+        let TableResponse::Chains(chains) = response else {
             // Where single chains cannot be read.
-            listing => return self.take_listing(listing, now),
+            return self.take_listing(response, now);
         };
         self.stats.reads += 1;
         let Some(mut view) = self.view.take() else { return Ok(()) };

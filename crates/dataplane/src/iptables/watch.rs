@@ -146,8 +146,8 @@ impl Watch {
     /// Reads single chains; `None` if they cannot be had.
     pub(super) fn read_chains(&mut self, table: Table, names: &[Box<str>]) -> Option<TableResponse> {
         let Self::Nft(watch) = self else { return None };
-        let read = |name: &Box<str>| nftables::read_chain(&mut watch.native, table, name);
-        match names.iter().map(read).collect::<Result<Vec<_>, _>>() {
+        let mut read = |name: &str| nftables::read_chain(&mut watch.native, table, name);
+        match names.iter().map(|name| read(name)).collect::<Result<Vec<_>, _>>() {
             Ok(chains) => Some(TableResponse::Chains(chains)),
             Err(error) => {
                 debug!(%error, "single chains cannot be read, reading the table");
