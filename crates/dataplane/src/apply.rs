@@ -225,10 +225,17 @@ impl ApplyLoop {
             matches!(&self.tables, Tables::Known { families, .. } if families.iter().all(FamilyTables::is_settled));
         let sweep = settled.then_some((self.sweep, "sweep of the other iptables variant"));
         let canary = self.canary.next_due().filter(|_| settled).map(|at| (at, "proof that packets see our rules"));
+        // Whoever does not watch reads tables by applying nothing.
+        let unwatched = match &self.tables {
+            Tables::Known { families, .. } if !self.watched => {
+                families.iter().filter_map(FamilyTables::sweep_due).map(|(at, _)| (at, "refresh of a table")).min()
+            }
+            Tables::Known { .. } | Tables::Unknown { .. } => None,
+        };
         let sets = self.sets.next_due();
         let sysctls = self.sysctls.next_due();
         let routes = self.routes.next_due().filter(|_| self.filter_was_in_force());
-        [tables, sweep, canary, sets, sysctls, routes].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [tables, sweep, canary, unwatched, sets, sysctls, routes].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     // Routes.

@@ -63,7 +63,7 @@ impl Watched {
     fn watch(&mut self, time: Duration) -> Option<Report> {
         let Self { runtime, apply, reasons } = self;
         runtime.block_on(async {
-            let reason = tokio::time::timeout(time, apply.watch()).await.ok()?;
+            let reason = tokio::time::timeout(time, apply.disturbed()).await.ok()?;
             reasons.push(reason);
             Some(apply.apply(Changes::default()).await)
         })
