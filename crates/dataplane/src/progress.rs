@@ -10,10 +10,15 @@ use std::time::{Duration, Instant};
 use crate::clock;
 
 /// A shared set of counters; clones count into the same ones.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Progress(Arc<Counters>);
 
-#[derive(Debug)]
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
 struct Counters {
     start: Instant,
     commits: AtomicU64,
