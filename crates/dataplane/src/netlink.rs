@@ -389,7 +389,7 @@ fn split_message(bytes: &[u8]) -> Option<(Received<'_>, &[u8])> {
 
 /// Iterates over the messages of a datagram, as kind and contents; an item is `None` where the bytes are malformed,
 /// and is then the last.
-pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
+pub(crate) fn each_message(mut bytes: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
             return None;

@@ -19,7 +19,7 @@ use program::Table;
 use crate::iptables::hash::RuleHash;
 use crate::iptables::native::{Native, NativeRule};
 use crate::iptables::parse::{comment_hash, is_our_chain, is_our_comment};
-use crate::netlink::{attributes, force_receive_buffer, messages};
+use crate::netlink::{attributes, each_message, force_receive_buffer};
 
 /// Netlink protocol of the netfilter subsystems.
 const NETFILTER: isize = 12;
@@ -164,7 +164,7 @@ struct Listener {
 impl Listener {
     /// Takes one datagram; false if it is malformed.
     fn take(&mut self, datagram: &[u8], commits: &mut Vec<Commit>) -> bool {
-        for message in messages(datagram) {
+        for message in each_message(datagram) {
             let Some((kind, payload)) = message else { return false };
             if kind >> 8 != SUBSYSTEM {
                 continue;
