@@ -244,7 +244,9 @@ fn vanished_set(variant: Variant) {
         let rules = base.about(&format!("--match-set {set} "));
         let chain = rules[0].split(' ').nth(2).unwrap();
         let tool = format!("{tool}-{}", variant.word());
-        solo.host().sh(&format!("{tool} -w -F {chain}; ipset destroy {set}")).unwrap();
+        // The agent may have the rule back before the set is gone.
+        let once = format!("{tool} -w -F {chain}; ipset destroy {set} 2>/dev/null");
+        solo.host().sh(&format!("for _ in $(seq 100); do {{ {once}; }} && exit 0; done; exit 1")).unwrap();
         let began = Instant::now();
         let limit = REFRESH + Duration::from_secs(5);
         let kernel = loop {
