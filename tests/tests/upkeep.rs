@@ -504,3 +504,54 @@ fn an_address_that_two_claim_has_one_owner_and_finds_the_other_at_once() {
     }
     agent.stop().unwrap();
 }
+
+/// Bar U15.a: somebody displaces our rule each time. Soon there is one warning that names the chain, the rule above ours
+/// and, with nft, the program; then he is left alone until the next refresh.
+#[test]
+fn who_displaces_our_rule_each_time_is_named_and_not_fought_legacy() {
+    rival(Variant::Legacy);
+}
+
+#[test]
+fn who_displaces_our_rule_each_time_is_named_and_not_fought_nft() {
+    rival(Variant::Nft);
+}
+
+const RIVAL: &str = r#"
+while :; do
+  if ! $1 -w -S FORWARD 1 | grep -q rival; then
+    $1 -w -D FORWARD -m comment --comment rival -j RETURN 2>/dev/null
+    $1 -w -I FORWARD -m comment --comment rival -j RETURN && echo >> $2
+  fi
+  sleep 0.1
+done"#;
+
+fn rival(variant: Variant) {
+    if !end_to_end() {
+        return;
+    }
+    for family in Family::BOTH {
+        let solo = Solo::new().unwrap();
+        let agent = solo.start(&solo.agent(variant)).unwrap();
+        let tool = if family == Family::V4 { "iptables" } else { "ip6tables" };
+        let counted = solo.directory().join("rounds");
+        let rounds = || std::fs::read_to_string(&counted).unwrap_or_default().len();
+        let command = format!("{tool}-{}", variant.word());
+        let rival = solo.host().spawn(&["bash", "-c", RIVAL, "rival", &command, counted.to_str().unwrap()]).unwrap();
+        let line = agent.await_line("fighting", PATIENCE).unwrap();
+        for text in ["WARN", "FORWARD", "filter", "--comment rival"] {
+            assert!(line.contains(text), "{text}: {line}");
+        }
+        if variant == Variant::Nft {
+            assert!(line.contains(tool), "{line}");
+        }
+        let when_named = rounds();
+        assert!((3..=6).contains(&when_named), "named after {when_named} rounds");
+        std::thread::sleep(Duration::from_secs(4));
+        assert!(rounds() <= when_named + 1, "fought {} rounds more", rounds() - when_named);
+        drop(rival);
+        let log = agent.stop().unwrap();
+        assert_eq!(log.matches("fighting").count(), 1, "{log}");
+        println!("{variant:?} {family}: named after {when_named} rounds");
+    }
+}
