@@ -103,15 +103,10 @@ impl Gather {
         self.seq += 1;
         // The order of the hash map ends in that of the batch's own map.
         let changes = std::mem::take(&mut self.members).into_iter().filter_map(|(set, changes)| {
-            let mut delta = NetDelta::default();
-            for (member, added) in changes {
-                if added {
-                    delta.added.insert(member)
-                } else {
-                    delta.removed.insert(member)
-                };
-            }
-            Some((index.id_of(set)?.clone(), delta))
+            let (added, removed): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, added)| *added);
+            // All at once: a set that is made of one list is several times faster than one that grows.
+            let members = |changes: Vec<(SetMember, bool)>| changes.into_iter().map(|(member, _)| member).collect();
+            Some((index.id_of(set)?.clone(), NetDelta { added: members(added), removed: members(removed) }))
         });
         let changes = changes.collect();
         let created = std::mem::take(&mut self.created).into_iter().filter_map(|(id, Created { set, .. })| {

@@ -164,7 +164,7 @@ impl Members {
             let before = old.filter(|_| old_sets.binary_search(number).is_ok());
             set.kind.members(new.map(|(_, new)| new), new_members);
             set.kind.members(before.map(|(_, old)| old), old_members);
-            for member in new_members.iter().filter(|member| old_members.binary_search(member).is_err()) {
+            for member in not_in(new_members, old_members) {
                 if !self.others_have(selectors, set, member, id) {
                     out.push(MemberChange::Added { set: *number, member: *member });
                 }
@@ -175,7 +175,7 @@ impl Members {
             let after = new.filter(|_| new_sets.binary_search(number).is_ok());
             set.kind.members(after.map(|(_, new)| new), new_members);
             set.kind.members(old.map(|(_, old)| old), old_members);
-            for member in old_members.iter().filter(|member| new_members.binary_search(member).is_err()) {
+            for member in not_in(old_members, new_members) {
                 if !self.others_have(selectors, set, member, id) {
                     out.push(MemberChange::Removed { set: *number, member: *member });
                 }
@@ -386,6 +386,15 @@ impl Members {
     pub(crate) fn is_empty(&self) -> bool {
         self.objects.is_empty() && self.needed == 0
     }
+}
+
+/// Those of one sorted list that another does not have: in one walk, because a network set has thousands.
+fn not_in<'a>(list: &'a [SetMember], other: &'a [SetMember]) -> impl Iterator<Item = &'a SetMember> {
+    let mut other = other.iter().peekable();
+    list.iter().filter(move |member| {
+        while other.next_if(|known| known < member).is_some() {}
+        other.peek() != Some(member)
+    })
 }
 
 impl Kind {
