@@ -43,8 +43,11 @@ pub use transport::{Automatic, Transport};
 
 /// How often one apply reads and writes again when it finds that the kernel was not as believed.
 const PASSES: u32 = 4;
-/// Attempts to destroy a set that is in use before the tables are suspected.
-const BUSY_ATTEMPTS: u32 = 3;
+/// Pause after the first failed attempt to destroy a set that is in use: about the time that the nft variant needs to
+/// let go of it. Each further pause is twice as long.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+/// Attempts to destroy a set that is in use, over a third of a second, before the tables are suspected.
+const BUSY_ATTEMPTS: u32 = 7;
 /// Rules that the nft variant deleted let go of their sets a moment later, and a listing holds a set as long as
 /// it lasts; only what is busy longer than this is worth a message (users.md U3.c).
 const BUSY_TIME: Duration = Duration::from_secs(60);

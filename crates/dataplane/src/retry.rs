@@ -33,7 +33,12 @@ impl Backoff {
 
     /// Notes a failure.
     pub fn failed(&mut self, now: Instant) {
-        let pause = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        self.failed_with(FIRST, now);
+    }
+
+    /// Notes a failure of something that most likely works in a moment, with another first pause.
+    pub fn failed_with(&mut self, first: Duration, now: Instant) {
+        let pause = first.saturating_mul(1 << self.failures.min(20)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         self.until = Some(now + pause);
     }

@@ -311,7 +311,7 @@ fn a_set_that_a_rule_names_stays_until_the_rule_is_gone() {
             apply(&mut sets, now);
             sh(&format!("{iptables} -w -A INPUT -m set --match-set cali40a src -j DROP"));
             sets.want(Family::V4, &spec.name, SetChange::Remove);
-            for _ in 0..3 {
+            for _ in 0..7 {
                 sets.write_additions(now);
                 let report = sets.write_removals(now);
                 assert_eq!(report.writes, 0);

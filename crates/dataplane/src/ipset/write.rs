@@ -9,7 +9,7 @@ use program::{Member, SetName};
 
 use super::plan::{self, Fit, Kernel, Set};
 use super::transport::{Failure, Op, SetError};
-use super::{IpSets, Plan};
+use super::{BUSY_PAUSE, IpSets, Plan};
 use crate::report::DriverReport;
 
 /// Time for destroying sets in one apply (performance.md 6.6).
@@ -217,11 +217,12 @@ impl IpSets {
                 Err(Failure { error, .. }) => {
                     report.busy += u64::from(error == SetError::Busy);
                     if let Some(set) = self.sets.get_mut(&name) {
-                        set.backoff.failed(now);
                         if error == SetError::Busy {
+                            set.backoff.failed_with(BUSY_PAUSE, now);
                             // Who uses it is found out when it has lasted.
                             set.busy_since.get_or_insert(now);
                         } else {
+                            set.backoff.failed(now);
                             // Said with the next attempt, for as long as it lasts.
                             set.problem = Some(error.to_string());
                         }
