@@ -52,6 +52,15 @@ pub(crate) struct Applied {
     pub(crate) cause: Cause,
     pub(crate) counts: Counts,
     pub(crate) report: Report,
+    pub(crate) before: Before,
+}
+
+/// What a batch went through before its apply.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Before {
+    pub(crate) calculating: Duration,
+    /// From its first update to the apply, without the calculation.
+    pub(crate) waited: Duration,
 }
 
 /// Why an apply ran.
@@ -122,11 +131,11 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
             return;
         }
         asked = true;
-        let (cause, Batch { changes, updates }) = tokio::select! {
+        let (cause, Batch { changes, updates, calculating, since }) = tokio::select! {
             biased;
             () = stopped(&mut ends.stop) => return,
             changes = ends.batches.recv() => match changes {
-                Some(changes) => (Cause::Batch, changes),
+                Some(batch) => (Cause::Batch, batch),
                 None => return,
             },
             reason = until(again) => (Cause::Again(reason), nothing(last_seq)),
@@ -139,6 +148,7 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
         }
         let counts = Counts::of(&changes);
         let began = Instant::now();
+        let before = Before { calculating, waited: (began - since).saturating_sub(calculating) };
         let report = tokio::select! {
             biased;
             report = apply.apply(changes) => report,
@@ -154,7 +164,7 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
             &Done { began, took: report.took, lock_held: report.lock_held(), wrote_tables, updates },
             Instant::now(),
         );
-        if ends.messages.send(Message::Applied(Box::new(Applied { cause, counts, report }))).await.is_err() {
+        if ends.messages.send(Message::Applied(Box::new(Applied { cause, counts, report, before }))).await.is_err() {
             return;
         }
         tokio::select! {
@@ -193,7 +203,8 @@ async fn until(again: Option<(Instant, &'static str)>) -> &'static str {
 }
 
 fn nothing(seq: u64) -> Batch {
-    Batch { changes: Changes { seq, ..Changes::default() }, updates: 0 }
+    let changes = Changes { seq, ..Changes::default() };
+    Batch { changes, updates: 0, calculating: Duration::ZERO, since: Instant::now() }
 }
 
 /// One apply, as far as the pace depends on it.

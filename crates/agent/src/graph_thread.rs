@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use compiler::{Compiler, Complaint};
 use graph::Graph;
@@ -40,6 +41,10 @@ pub(crate) struct Batch {
     pub(crate) changes: Changes,
     /// How many updates it sums up.
     pub(crate) updates: usize,
+    /// What taking them in and working out what follows from them took.
+    pub(crate) calculating: Duration,
+    /// When the first of them came in.
+    pub(crate) since: Instant,
 }
 
 /// How many objects' complaints are remembered.
@@ -66,6 +71,9 @@ pub(crate) struct GraphThread {
     updates: usize,
     first: bool,
     wants_updates: bool,
+    /// Of what was taken in since the last batch: since when, and what that took.
+    since: Option<Instant>,
+    calculating: Duration,
 }
 
 impl GraphThread {
@@ -80,6 +88,8 @@ impl GraphThread {
             updates: 0,
             first: true,
             wants_updates: true,
+            since: None,
+            calculating: Duration::ZERO,
         }
     }
 
@@ -101,9 +111,9 @@ impl GraphThread {
                     return Ok(());
                 }
             }
-            if let Some(changes) = self.next_batch() {
+            if let Some(batch) = self.next_batch() {
                 self.ready_for_batch = false;
-                if batches.blocking_send(changes).is_err() {
+                if batches.blocking_send(batch).is_err() {
                     return Ok(());
                 }
             }
@@ -116,9 +126,12 @@ impl GraphThread {
             ToGraph::Updates { updates, complete } => {
                 debug!(updates = updates.len(), complete, "taking in updates");
                 self.updates += updates.len();
+                let began = Instant::now();
                 for update in updates {
                     self.graph.apply(update);
                 }
+                self.since.get_or_insert(began);
+                self.calculating += began.elapsed();
                 self.complete |= complete;
                 self.wants_updates = true;
             }
@@ -133,6 +146,9 @@ impl GraphThread {
         if !self.complete || !self.ready_for_batch || !(self.updates > 0 || self.first) {
             return None;
         }
+        let began = Instant::now();
+        let since = self.since.take().unwrap_or(began);
+        let calculating = std::mem::take(&mut self.calculating);
         let updates = std::mem::take(&mut self.updates);
         let batch = self.graph.take_batch();
         if batch.is_empty() && !self.first {
@@ -155,7 +171,7 @@ impl GraphThread {
             return None;
         }
         self.first = false;
-        Some(Batch { changes, updates })
+        Some(Batch { changes, updates, calculating: calculating + began.elapsed(), since })
     }
 }
 

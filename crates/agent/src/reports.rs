@@ -7,12 +7,13 @@
 //! Invariant: however much fails and however often, the lines are few and what is remembered is bounded.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use dataplane::DriverReport;
 use tracing::{debug, info, warn};
 
-use crate::apply_thread::{Applied, Cause, Counts};
+use crate::apply_thread::{Applied, Before, Cause, Counts};
 
 /// Reasons that are said about one failure, or about what is held back, of one driver.
 const MOST_REASONS: usize = 20;
@@ -32,6 +33,19 @@ pub(crate) struct Reports {
     failing: BTreeMap<String, Failure>,
     /// By reason: when it was last said that the kernel was put right.
     put_right: BTreeMap<&'static str, Instant>,
+}
+
+/// How long each driver took; those of tables may have run side by side (performance.md section 7, rule 5).
+struct Stages<'a>(&'a [DriverReport]);
+
+impl fmt::Display for Stages<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, DriverReport { driver, took, .. }) in self.0.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}{driver}:{took:?}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A driver's failure that lasts.
@@ -57,7 +71,7 @@ enum News {
 
 impl Reports {
     pub(crate) fn log(&mut self, applied: &Applied) {
-        let Applied { cause, counts, report } = applied;
+        let Applied { cause, counts, report, before } = applied;
         for driver in &report.drivers {
             self.log_driver(report.seq, driver);
         }
@@ -68,7 +82,12 @@ impl Reports {
         let (seq, writes, took, failed) = (report.seq, report.writes(), report.took, report.failed());
         match cause {
             Cause::Batch => {
-                info!(seq, links, sets, members, chains, routes, writes, failed, took = ?took, "batch applied");
+                let Before { calculating, waited } = before;
+                let stages = Stages(&report.drivers);
+                info!(
+                    seq, links, sets, members, chains, routes, writes, failed, calculating = ?calculating,
+                    waited = ?waited, took = ?took, stages = %stages, "batch applied"
+                );
             }
             Cause::Again(reason) if writes > 0 && self.is_worth_a_line(reason, Instant::now()) => {
                 info!(seq, reason, writes, failed, took = ?took, "kernel put right");

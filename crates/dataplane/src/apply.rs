@@ -143,8 +143,8 @@ impl ApplyLoop {
         }
         self.settle_on_variant(&mut drivers).await;
 
-        let mut sets = self.sets.write_additions(clock::now());
-        sysctls.add(self.sysctls.sync(clock::now()));
+        let mut sets = timed(|| self.sets.write_additions(clock::now()));
+        sysctls.add(timed(|| self.sysctls.sync(clock::now())));
         drivers.push(sysctls);
         self.tell_of_large_sets();
         let (mut tables, routes) = self.run_tables_and_routes(in_haste).await;
@@ -162,7 +162,7 @@ impl ApplyLoop {
             None => self.sync_routes().await,
         };
         if !self.old_rules_may_need_old_members() {
-            sets.add(self.sets.write_removals(clock::now()));
+            sets.add(timed(|| self.sets.write_removals(clock::now())));
             self.doubt_tables_that_keep_sets();
             self.explain_sets_in_use().await;
         }
@@ -242,7 +242,7 @@ impl ApplyLoop {
 
     async fn sync_routes(&mut self) -> DriverReport {
         if self.filter_was_in_force() {
-            return self.routes.sync(clock::now()).await;
+            return timed_routes(&mut self.routes).await;
         }
         DriverReport {
             driver: "routes".to_owned(),
@@ -384,7 +384,7 @@ impl ApplyLoop {
         let Self { tables, routes, watched, .. } = self;
         let tables = run_tables(tables, &blocked, in_haste, *watched);
         if beside {
-            let (tables, routes) = futures_util::join!(tables, routes.sync(clock::now()));
+            let (tables, routes) = futures_util::join!(tables, timed_routes(routes));
             return (tables, Some(routes));
         }
         (tables.await, None)
@@ -493,6 +493,19 @@ async fn watch_tables(
             return "foreign change of a table, found by the refresh";
         }
     }
+}
+
+/// Notes in the report how long the work took.
+fn timed(work: impl FnOnce() -> DriverReport) -> DriverReport {
+    let began = clock::now();
+    let report = work();
+    DriverReport { took: clock::now().saturating_duration_since(began), ..report }
+}
+
+async fn timed_routes(routes: &mut Routes) -> DriverReport {
+    let began = clock::now();
+    let report = routes.sync(began).await;
+    DriverReport { took: clock::now().saturating_duration_since(began), ..report }
 }
 
 async fn until(at: Option<Instant>) {

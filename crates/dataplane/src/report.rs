@@ -61,6 +61,8 @@ pub struct DriverReport {
     pub lock_waited: Duration,
     /// Shared chains in which somebody else keeps displacing our rules, as long as it lasts.
     pub fighting: Vec<String>,
+    /// From the beginning of each of its steps to the end.
+    pub took: Duration,
 }
 
 impl DriverReport {
@@ -80,7 +82,9 @@ impl DriverReport {
             lock_held,
             lock_waited,
             fighting,
+            took,
         } = more;
+        self.took += took;
         self.lock_held.extend(lock_held);
         self.lock_waited += lock_waited;
         self.fighting.extend(fighting);
@@ -120,6 +124,7 @@ impl DriverReport {
             lock_held,
             lock_waited: _,
             fighting,
+            took: _,
         } = self;
         *writes + *reads + *repaired + *lines + *busy + *unneeded > 0
             || !errors.is_empty()

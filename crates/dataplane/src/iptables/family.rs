@@ -346,6 +346,7 @@ impl FamilyTables {
     async fn run_one(&mut self, table: Table) -> DriverReport {
         let mut errors = Vec::new();
         let mut waits = None;
+        let began = clock::now();
         loop {
             if self.is_busy() {
                 waits = Some(BUSY.to_owned());
@@ -370,6 +371,7 @@ impl FamilyTables {
         let waiting = waits.or_else(|| driver.failing().map(str::to_owned)).or_else(fought);
         DriverReport {
             driver: label(driver.id()),
+            took: clock::now().saturating_duration_since(began),
             writes: stats.writes,
             reads: stats.reads,
             waiting: waiting.filter(|_| errors.is_empty()),
