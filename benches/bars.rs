@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::goals;
 use crate::results::Results;
 
 /// One row. Figures are in the unit of the series.
@@ -86,7 +87,7 @@ pub(crate) fn compare(results: &Results) -> Value {
     let quiet = results
         .median(quiet)
         .map(|calls| (quiet.to_owned(), json!({ "unit": "calls", "ours": calls, "at_most": 0, "met": calls == 0.0 })));
-    Value::Object(rows.chain(quiet).collect::<Map<_, _>>())
+    Value::Object(rows.chain(quiet).chain(goals::compare(results)).collect::<Map<_, _>>())
 }
 
 /// The rows as lines for people.
@@ -99,11 +100,15 @@ pub(crate) fn lines(comparisons: &Value) -> Vec<String> {
     let rows = comparisons.as_object().into_iter().flatten();
     rows.map(|(name, row)| {
         format!(
-            "{name:<70} {:>10} {:<5} reference {:>9} ({:>8} times less)  at most {:>7} {}",
+            "{name:<70} {:>10} {:<5} {}  at most {:>7} {}",
             number(&row["ours"]),
             row["unit"].as_str().unwrap_or_default(),
-            number(&row["reference"]),
-            number(&row["times_less_than_reference"]),
+            if row.get("floor").is_some() {
+                format!("floor {:>9} ({:>8} times it)", number(&row["floor"]), number(&row["times_floor"]))
+            } else {
+                let times = number(&row["times_less_than_reference"]);
+                format!("reference {:>9} ({times:>8} times less)", number(&row["reference"]))
+            },
             number(&row["at_most"]),
             match row["met"].as_bool() {
                 Some(true) => "met",

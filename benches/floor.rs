@@ -111,7 +111,7 @@ fn restore(program: &str, input: &str) -> anyhow::Result<()> {
 }
 
 /// A restore process that acts at each COMMIT and says so (performance.md 4.4).
-struct HeldOpen {
+pub(crate) struct HeldOpen {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -119,7 +119,7 @@ struct HeldOpen {
 }
 
 impl HeldOpen {
-    fn start(program: &str) -> anyhow::Result<Self> {
+    pub(crate) fn start(program: &str) -> anyhow::Result<Self> {
         let mut child = Command::new(program)
             .args(["--noflush", "--verbose", "-w", "10"])
             .stdin(Stdio::piped())
@@ -131,7 +131,7 @@ impl HeldOpen {
         Ok(Self { child, input, output, sent: 0 })
     }
 
-    fn commit(&mut self, text: &str) -> anyhow::Result<()> {
+    pub(crate) fn commit(&mut self, text: &str) -> anyhow::Result<()> {
         self.sent += 1;
         let mark = format!("# ack-{}", self.sent);
         self.input.write_all(format!("{text}{mark}\n").as_bytes())?;
@@ -148,7 +148,7 @@ impl HeldOpen {
         }
     }
 
-    fn end(mut self) -> anyhow::Result<()> {
+    pub(crate) fn end(mut self) -> anyhow::Result<()> {
         drop(self.input);
         let status = self.child.wait()?;
         if !status.success() {

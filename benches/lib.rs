@@ -6,16 +6,28 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool speaks to its user")]
 
 mod bars;
+mod burst;
 mod child;
 mod decode;
-mod enforce;
+mod edit;
 mod etcd;
 mod floor;
+mod foreign;
+mod goals;
 mod graph_runs;
+mod guests;
+mod idle;
 mod label_index;
+mod member;
+mod million;
 mod parts;
+mod rawset;
 mod relabel;
 mod results;
+mod startup;
+mod unused;
+mod usage;
+mod world;
 
 pub use child::{Allocator, run as run_child};
 pub use parts::{Arguments, run};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
@@ -9,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::graph_runs::WORKLOADS;
 use crate::results::Results;
-use crate::{bars, enforce, etcd, floor};
+use crate::world::Plan;
+use crate::{bars, burst, edit, etcd, floor, goals, idle, member, million, startup, unused, usage};
 
 /// Operations of each workload of the graph, each in a process of its own (performance.md 2.7: at least five).
 const OPERATIONS: usize = 5;
@@ -19,7 +21,12 @@ const OPERATIONS: usize = 5;
 /// Parts: `floor` (what the kernel and its tools allow), `etcd` (a write and its event), `graph` (cold starts of the
 /// calculation graph: time, live heap, resident memory; `graph/IsolatedCustomers1k` is one of them), `label-index`
 /// (selectors to members alone), `relabel` (one label change among 250,000 endpoints), `decode` (bytes to objects),
-/// `cold-start` (bytes to batch), `small` (selectors, keys), `enforce` (etcd write to rule in force).
+/// `cold-start` (bytes to batch), `small` (selectors, keys).
+///
+/// With the agent itself, real etcd and the kernel, each with its floor (the goals of performance.md section 7):
+/// `agent/member` (a write to a member in the kernel), `agent/edit` (to a rule in force), `agent/burst` (many local
+/// endpoints), `agent/cold` and `agent/warm` (starts), `agent/idle`, `agent/unused-sets`, `agent/million` (one set of a
+/// million networks). Where a part has variants, `agent/edit/nft` is one of them.
 #[derive(Debug, Parser)]
 pub struct Arguments {
     /// Where the results go.
@@ -28,9 +35,15 @@ pub struct Arguments {
     /// The agent's binary; by default `calico-felix` beside this program.
     #[arg(long)]
     pub agent: Option<PathBuf>,
-    /// Measurements per series of the end-to-end part.
-    #[arg(long, default_value_t = 50)]
-    pub rounds: u16,
+    /// How much of the parts with the agent is done: 0.1 is a tenth of the measurements and of the objects in etcd.
+    #[arg(long, default_value_t = 1.0)]
+    pub share: f64,
+    /// How large the table is beside which the agent is measured, where the goal says 10,000.
+    #[arg(long, default_value_t = 10_000)]
+    pub rules: usize,
+    /// How long an idle agent is watched, for each variant and pace.
+    #[arg(long, default_value_t = 120)]
+    pub idle_seconds: u64,
     /// Only the parts whose name contains this text.
     #[arg(long, default_value = "")]
     pub only: String,
@@ -90,29 +103,68 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         }
     }
-    if wanted("enforce") {
-        any = true;
-        let agent = arguments.agent.clone().unwrap_or_else(|| this.with_file_name("calico-felix"));
-        ensure!(agent.exists(), "no agent at {}: build it first (`cargo build --release -p agent`)", agent.display());
-        for variant in ["legacy", "nft"] {
-            eprintln!("felix-bench: etcd write to rule in force, {variant} …");
-            enforce::measure(&agent, variant, 1000, arguments.rounds, &mut results)?;
-        }
-    }
+    any |= with_agent(arguments, &this, &mut results)?;
     ensure!(any, "no part has {:?} in its name; --help lists them", arguments.only);
-    for variant in ["legacy", "nft"] {
+    for (variant, size) in ["legacy", "nft"].into_iter().flat_map(|variant| goals::TABLES.map(|size| (variant, size))) {
         results.ratio(
-            format!("enforce/{variant}/write-to-packet-1000 : held-open rewrite"),
-            &format!("enforce/{variant}/write-to-packet-1000"),
-            &format!("floor/{variant}/rewrite-chain-held-open-1000"),
-        );
-        results.ratio(
-            format!("enforce/{variant}/write-to-packet-1000 : spawned rewrite"),
-            &format!("enforce/{variant}/write-to-packet-1000"),
-            &format!("floor/{variant}/rewrite-chain-spawn-1000"),
+            format!("edit/{variant}/{size} : held-open rewrite"),
+            &format!("edit/{variant}/{size}/put-to-packet"),
+            &format!("floor/{variant}/rewrite-chain-held-open-{size}"),
         );
     }
     write(&arguments.output, &results.document(&machine()))
+}
+
+/// The parts with the agent itself; returns whether any was asked for.
+fn with_agent(arguments: &Arguments, this: &Path, results: &mut Results) -> anyhow::Result<bool> {
+    let agent = arguments.agent.clone().unwrap_or_else(|| this.with_file_name("calico-felix"));
+    let plan = Plan { agent, share: arguments.share };
+    let Arguments { rules, .. } = *arguments;
+    let sets = rules / 10;
+    let mut any = false;
+    let mut wanted = |part: &str| {
+        let wanted = part.contains(&arguments.only);
+        if wanted {
+            any = true;
+            eprintln!("felix-bench: {part} (load {:.1}) …", usage::load());
+        }
+        let agent = &plan.agent;
+        ensure!(
+            !wanted || agent.exists(),
+            "no agent at {}: build it first (`cargo build --release -p agent`)",
+            agent.display()
+        );
+        Ok(wanted)
+    };
+    if wanted("agent/member")? {
+        member::measure(&plan, rules, results)?;
+    }
+    for variant in ["legacy", "nft"] {
+        for size in goals::TABLES.into_iter().filter(|size| *size <= rules) {
+            if wanted(&format!("agent/edit/{variant}/{size}"))? {
+                edit::measure(&plan, variant, size, results)?;
+            }
+        }
+        if wanted(&format!("agent/burst/{variant}"))? {
+            burst::measure(&plan, variant, rules.min(1_000), results)?;
+        }
+        if wanted(&format!("agent/cold/{variant}"))? {
+            startup::cold(&plan, variant, results)?;
+        }
+        if wanted(&format!("agent/warm/{variant}"))? {
+            startup::warm(&plan, variant, rules, sets, results)?;
+        }
+        if wanted(&format!("agent/unused-sets/{variant}"))? {
+            unused::measure(&plan, variant, sets, results)?;
+        }
+        if wanted(&format!("agent/idle/{variant}"))? {
+            idle::measure(&plan, variant, [rules, sets], Duration::from_secs(arguments.idle_seconds), results)?;
+        }
+    }
+    if wanted("agent/million")? {
+        million::measure(&plan, results)?;
+    }
+    Ok(any)
 }
 
 /// The two programs that measure one thing each time they are started.

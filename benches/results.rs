@@ -49,6 +49,15 @@ impl Results {
         series.values.iter().copied().min_by(f64::total_cmp).map(|value| (value, series.unit))
     }
 
+    /// The value below which this share of a series lies, with its unit.
+    pub(crate) fn quantile(&self, name: &str, share: f64) -> Option<(f64, &'static str)> {
+        let series = self.series.get(name)?;
+        let mut values = series.values.clone();
+        values.sort_by(f64::total_cmp);
+        let index = ((values.len().checked_sub(1)?) as f64 * share).round() as usize;
+        values.get(index).map(|value| (*value, series.unit))
+    }
+
     pub(crate) fn median(&self, name: &str) -> Option<f64> {
         let mut values = self.series.get(name)?.values.clone();
         values.sort_by(f64::total_cmp);
