@@ -51,8 +51,8 @@ pub(crate) fn time(results: &mut Results) -> anyhow::Result<()> {
         for update in updates {
             let start = Instant::now();
             graph.apply(update);
-            took.push(start.elapsed());
             let batch = graph.take_batch();
+            took.push(start.elapsed());
             ensure!(batch.members.len() == sets, "{name}: {} sets change", batch.members.len());
         }
         took.sort_unstable();

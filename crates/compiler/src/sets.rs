@@ -118,11 +118,16 @@ fn kernel_names(options: &Options, id: &SetId) -> impl Iterator<Item = (Family, 
 /// The members of one family that the kernel takes. Those of another kind than the set's it would refuse
 /// with everything else of their batch.
 fn of_family(members: &MemberList, family: Family, kind: SetType) -> BTreeSet<Member> {
-    let of_kind = |member: &&SetMember| match (kind, member) {
+    let of_kind = |member: &SetMember| match (kind, member) {
         (SetType::Net, SetMember::Net(_)) | (SetType::AddressPort, SetMember::AddressPort { .. }) => true,
         (SetType::Net, SetMember::AddressPort { .. }) | (SetType::AddressPort, SetMember::Net(_)) => false,
     };
-    members.iter().filter(of_kind).map(member).filter(|member| member.family() == family && fits(member)).collect()
+    members
+        .iter()
+        .filter(of_kind)
+        .map(|known| member(&known))
+        .filter(|member| member.family() == family && fits(member))
+        .collect()
 }
 
 /// The kernel refuses networks of length 0, and 0.0.0.0 and :: except as a network. No packet that has

@@ -119,7 +119,7 @@ impl State {
             match self.sets.get(id) {
                 Some(old) if old.kind == contents.kind => {
                     let without = |a: &MemberList, b: &MemberList| -> BTreeSet<SetMember> {
-                        a.iter().filter(|member| !b.contains(member)).copied().collect()
+                        a.iter().filter(|member| !b.contains(member)).collect()
                     };
                     let added = without(&contents.members, &old.members);
                     let removed = without(&old.members, &contents.members);

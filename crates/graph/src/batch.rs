@@ -1,14 +1,18 @@
 //! What the graph hands to the compiler.
 
+mod members;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use model::{
     Action, Family, HostEndpoint, IcmpMatch, LinkState, Name, PolicyKey, PortRange, Protocol, SetId, WorkloadEndpoint,
     WorkloadEndpointKey,
 };
+
+pub use members::MemberList;
 
 /// What the compiler must do next: the net result of all updates since the last batch. The fields are
 /// in the order in which they must take effect (policy.md F-2), and each object appears at most once.
@@ -68,111 +72,6 @@ pub enum SetMember {
 pub struct SetContents {
     pub kind: SetType,
     pub members: MemberList,
-}
-
-/// Members of a set: sorted, each once. There may be a million.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MemberList(Vec<SetMember>);
-
-impl MemberList {
-    pub fn iter(&self) -> std::slice::Iter<'_, SetMember> {
-        self.0.iter()
-    }
-
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub fn contains(&self, member: &SetMember) -> bool {
-        self.0.binary_search(member).is_ok()
-    }
-
-    /// Adds a member; false if it was there. For those who follow changes of small sets.
-    pub fn insert(&mut self, member: SetMember) -> bool {
-        let place = self.0.binary_search(&member);
-        if let Err(at) = place {
-            self.0.insert(at, member);
-        }
-        place.is_err()
-    }
-
-    /// Takes a member away; false if it was not there.
-    pub fn remove(&mut self, member: &SetMember) -> bool {
-        let place = self.0.binary_search(member);
-        if let Ok(at) = place {
-            self.0.remove(at);
-        }
-        place.is_ok()
-    }
-}
-
-impl From<BTreeSet<SetMember>> for MemberList {
-    fn from(members: BTreeSet<SetMember>) -> Self {
-        Self(members.into_iter().collect())
-    }
-}
-
-impl MemberList {
-    /// The list of these networks, in any order, with repetitions. `expected` is how many there may be.
-    ///
-    /// Numbers are sorted several times faster than networks, and most networks are of IPv4.
-    pub(crate) fn of_nets(expected: usize, nets: impl Iterator<Item = IpNet>) -> Self {
-        let (mut v4, mut v6) = (Vec::with_capacity(expected), Vec::new());
-        nets.for_each(|net| match net {
-            // Sorts as the network does.
-            IpNet::V4(net) => v4.push(u64::from(u32::from(net.addr())) << 8 | u64::from(net.prefix_len())),
-            IpNet::V6(net) => v6.push(SetMember::Net(IpNet::V6(net))),
-        });
-        // Stable, because that is fast where long parts are sorted already.
-        v4.sort();
-        v4.dedup();
-        v6.sort();
-        v6.dedup();
-        let mut members = Vec::with_capacity(v4.len() + v6.len());
-        members.extend(v4.iter().filter_map(|number| {
-            let net = Ipv4Net::new(Ipv4Addr::from((number >> 8) as u32), *number as u8);
-            net.ok().map(|net| SetMember::Net(IpNet::V4(net)))
-        }));
-        members.append(&mut v6);
-        Self(members)
-    }
-}
-
-/// In any order, with repetitions.
-impl From<Vec<SetMember>> for MemberList {
-    fn from(mut members: Vec<SetMember>) -> Self {
-        if !members.is_sorted_by(|a, b| a < b) {
-            members.sort();
-            members.dedup();
-        }
-        Self(members)
-    }
-}
-
-/// In any order, with repetitions.
-impl FromIterator<SetMember> for MemberList {
-    fn from_iter<I: IntoIterator<Item = SetMember>>(members: I) -> Self {
-        members.into_iter().collect::<Vec<_>>().into()
-    }
-}
-
-impl<const N: usize> From<[SetMember; N]> for MemberList {
-    fn from(members: [SetMember; N]) -> Self {
-        members.into_iter().collect()
-    }
-}
-
-impl<'a> IntoIterator for &'a MemberList {
-    type Item = &'a SetMember;
-    type IntoIter = std::slice::Iter<'a, SetMember>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
 }
 
 /// Net change of a set that exists; no member is in both.
@@ -303,33 +202,4 @@ pub struct TierProgram {
 pub struct PolicyRef {
     pub key: PolicyKey,
     pub original_selector: Name,
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn a_list_of_members_is_the_set_of_them_in_order(
-            nets in prop::collection::vec((any::<u32>(), 0..=32u8, 0..40u8), 0..60),
-            repeated in 0..3usize,
-        ) {
-            let net = |(address, length, what): (u32, u8, u8)| match what {
-                // Few different ones, so that some are equal.
-                0..=9 => IpNet::from(Ipv4Net::new_assert(Ipv4Addr::from(address & 3), length)),
-                10..=35 => Ipv4Net::new_assert(Ipv4Addr::from(address), length).into(),
-                _ => format!("fd00:{}::/{}", address & 3, 32 + length).parse().unwrap(),
-            };
-            let mut nets: Vec<IpNet> = nets.into_iter().map(net).collect();
-            nets.extend_from_within(..nets.len() * repeated / 2);
-            let expected: BTreeSet<SetMember> = nets.iter().copied().map(SetMember::Net).collect();
-            prop_assert!(MemberList::of_nets(nets.len(), nets.iter().copied()).iter().eq(&expected));
-            prop_assert!(MemberList::from_iter(nets.iter().copied().map(SetMember::Net)).iter().eq(&expected));
-        }
-    }
 }

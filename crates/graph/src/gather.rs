@@ -225,7 +225,7 @@ mod tests {
         let mut words = Vec::new();
         for set in batch.sets_created.values() {
             words.push("create".to_owned());
-            words.extend(set.members.iter().map(member));
+            words.extend(set.members.iter().map(|known| member(&known)));
         }
         for delta in batch.members.values() {
             words.extend(delta.added.iter().map(|net| format!("+{}", member(net))));

@@ -10,7 +10,9 @@ mod groups;
 mod ids;
 mod intern;
 mod links;
+mod order;
 mod pending;
+mod recent;
 mod strings;
 mod table;
 
@@ -21,7 +23,9 @@ pub(crate) use groups::Groups;
 pub(crate) use ids::{IdSet, IdSets};
 pub(crate) use intern::Interner;
 pub(crate) use links::Links;
+pub(crate) use order::sort_numbers;
 pub(crate) use pending::{Pending, PendingById};
+pub(crate) use recent::{Recent, Shelf};
 pub(crate) use strings::{Strings, words};
 pub(crate) use table::{make_room, shrink};
 

@@ -480,9 +480,14 @@ impl Classes {
     }
 
     pub(crate) fn set_matches(&mut self, class: u32, matches: u32) {
-        if let Some(class) = self.records.get_mut(class) {
-            class.matches = matches;
+        if let Some(known) = self.matches_mut(class) {
+            *known = matches;
         }
+    }
+
+    /// What the caller keeps for a class, to be changed.
+    pub(crate) fn matches_mut(&mut self, class: u32) -> Option<&mut u32> {
+        self.records.get_mut(class).map(|class| &mut class.matches)
     }
 
     pub(crate) fn is_last_use(&self, class: u32) -> bool {

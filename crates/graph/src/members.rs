@@ -28,7 +28,7 @@ use objects::Objects;
 pub(crate) use objects::{Nets, ObjectKey};
 
 use crate::batch::{MemberList, SetContents, SetMember, SetType};
-use crate::kit::{Column, IdSet, IdSets};
+use crate::kit::{Column, IdSet, IdSets, sort_numbers};
 use crate::names::Names;
 use crate::references::SetSource;
 use crate::selectors::{MatchDelta, Selectors};
@@ -57,6 +57,8 @@ pub(crate) struct Members {
     sets: Column<Option<Box<Set>>>,
     /// How many sets are needed.
     needed: usize,
+    /// How many of them have been announced.
+    announced: usize,
     by_selector: Column<SmallVec<[u32; 2]>>,
     scratch: Scratch,
 }
@@ -87,7 +89,11 @@ struct Scratch {
     old_nets: Nets,
     started: Vec<(u32, u32)>,
     stopped: Vec<(u32, u32)>,
+    classes: Vec<u32>,
 }
+
+/// A buffer for classes that is larger is not kept.
+const KEEP: usize = 1 << 17;
 
 impl Members {
     /// Stores an object, or with `None` forgets it. `selectors` knows the classes of both the new and
@@ -101,15 +107,17 @@ impl Members {
         selectors: &Selectors,
         out: &mut Vec<MemberChange>,
     ) -> Option<u32> {
-        let known = self.objects.find(names, key);
-        let Some((id, old_class)) = known else {
-            let (class, new) = new?;
-            let id = self.objects.insert(names, key, class, &new);
-            self.of_classes.insert(self.by_class.slot(class), id);
-            let mut scratch = take(&mut self.scratch);
-            self.compare(&mut scratch, selectors, id, None, Some((class, &new)), out);
-            self.scratch = scratch;
-            return None;
+        let (id, old_class) = match self.objects.find(names, key) {
+            Ok(known) => known,
+            Err(missing) => {
+                let (class, new) = new?;
+                let id = self.objects.insert(names, key, missing, class, &new);
+                self.of_classes.insert(self.by_class.slot(class), id);
+                let mut scratch = take(&mut self.scratch);
+                self.compare(&mut scratch, selectors, id, None, Some((class, &new)), out);
+                self.scratch = scratch;
+                return None;
+            }
         };
         let mut scratch = take(&mut self.scratch);
         let mut old = Contribution { nets: take(&mut scratch.old_nets), ports: self.objects.ports(id) };
@@ -141,6 +149,7 @@ impl Members {
         if self.objects.is_empty() {
             self.by_class = Column::default();
             self.of_classes = IdSets::default();
+            self.scratch = Scratch::default();
         }
         Some(old_class)
     }
@@ -156,6 +165,9 @@ impl Members {
         new: Option<(u32, &Contribution<'_>)>,
         out: &mut Vec<MemberChange>,
     ) {
+        if self.announced == 0 {
+            return;
+        }
         let Scratch { new: new_members, old: old_members, new_sets, old_sets, .. } = scratch;
         self.announced_sets_of(selectors, new.map(|(class, _)| class), new_sets);
         self.announced_sets_of(selectors, old.map(|(class, _)| class), old_sets);
@@ -332,6 +344,7 @@ impl Members {
             return None;
         };
         self.needed -= 1;
+        self.announced -= usize::from(old.announced);
         if let Some(sets) = old.selector.and_then(|selector| self.by_selector.get_mut(selector)) {
             sets.retain(|other| *other != set);
         }
@@ -344,30 +357,38 @@ impl Members {
 
     /// Returns the contents of a set; from now on its changes are told.
     pub(crate) fn announce(&mut self, names: &Names, set: u32, selectors: &Selectors) -> Option<SetContents> {
-        self.sets.get_mut(set)?.as_mut()?.announced = true;
+        let announced = &mut self.sets.get_mut(set)?.as_mut()?.announced;
+        self.announced += usize::from(!*announced);
+        *announced = true;
+        let mut classes = take(&mut self.scratch.classes);
         let set = self.set(set)?;
         let kind = match set.kind {
             Kind::Nets => SetType::Net,
             Kind::NamedPort { .. } | Kind::Service => SetType::AddressPort,
         };
-        let mut classes = Vec::new();
+        classes.clear();
         if let Some(selector) = set.selector {
             selectors.matching_unordered(names, selector, &mut classes);
         }
+        // Objects and addresses are then met in the order in which they came, and so out of memory.
+        sort_numbers(&mut classes);
         // Most classes have one object with one address.
-        let expected = classes.len();
-        let objects = classes.into_iter().flat_map(|class| self.objects_of(class));
-        let members = match set.kind {
-            Kind::Nets => MemberList::of_nets(expected, objects.flat_map(|id| self.objects.nets(id))),
-            Kind::NamedPort { .. } | Kind::Service => {
-                let mut members = Vec::new();
-                for id in objects {
-                    set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut members);
+        let mut members = MemberList::with_capacity(classes.len());
+        let mut of_object = Vec::new();
+        for class in &classes {
+            let objects = self.by_class.get(*class).copied().unwrap_or_default();
+            self.of_classes.for_each(objects, |id| match set.kind {
+                Kind::Nets => self.objects.for_each_net(id, |net| members.push_net(net)),
+                Kind::NamedPort { .. } | Kind::Service => {
+                    set.kind.project(self.objects.nets(id), || self.objects.ports(id), &mut of_object);
+                    of_object.drain(..).for_each(|member| members.push(member));
                 }
-                members.into()
-            }
-        };
-        Some(SetContents { kind, members })
+            });
+        }
+        if classes.capacity() <= KEEP {
+            self.scratch.classes = classes;
+        }
+        Some(SetContents { kind, members: members.sort() })
     }
 
     pub(crate) fn is_announced(&self, set: u32) -> bool {

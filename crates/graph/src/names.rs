@@ -10,7 +10,7 @@
 use model::{Labels, Name};
 use smallvec::SmallVec;
 
-use crate::kit::{Column, IdMap, Strings, words};
+use crate::kit::{Column, IdMap, Recent, Shelf, Strings, words};
 
 /// Longer profile lists are searched by hash.
 const LONG_LIST: usize = 64;
@@ -27,6 +27,10 @@ pub(crate) struct Names {
     label_sets: Strings,
     /// Numbers of profile names, in order, each once (policy.md B-5).
     profile_lists: Strings,
+    /// Numbers of keys and labels by key and value, all of them in use.
+    recent: Recent,
+    /// Numbers of profiles and the lists of only them by name, all of them in use.
+    recent_lists: Recent,
     scratch: Scratch,
 }
 
@@ -110,12 +114,28 @@ impl Names {
     }
 
     pub(crate) fn release_label(&mut self, label: u32) {
-        if self.labels.release(label) {
-            self.names.release(self.keys.take(label));
-            if self.labels.is_empty() {
-                self.keys = Column::default();
-            }
+        if self.labels.uses(label) == 1 {
+            let key = self.keys.take(label);
+            self.recent.forget(self.names.get(key), skip_number(self.labels.get(label)));
+            self.names.release(key);
         }
+        if self.labels.release(label) && self.labels.is_empty() {
+            self.keys = Column::default();
+            self.recent = Recent::default();
+        }
+    }
+
+    /// Returns the numbers of a label; one more use.
+    fn acquire_pair(&mut self, name: &str, value: &str) -> Label {
+        if let Some((key, label)) = self.recent.get(name.as_bytes(), value.as_bytes()) {
+            self.labels.retain(label);
+            return Label { key, label };
+        }
+        let key = self.acquire_key(name);
+        let label = self.acquire_label(key, value);
+        self.release(key);
+        self.recent.put(name.as_bytes(), value.as_bytes(), (key, label));
+        Label { key, label }
     }
 
     fn key_of(&self, label: u32) -> u32 {
@@ -132,19 +152,30 @@ impl Names {
     /// Returns the number of a label set; one more use.
     pub(crate) fn acquire_labels(&mut self, labels: &Labels) -> u32 {
         let mut list = std::mem::take(&mut self.scratch.labels);
-        list.extend(labels.iter().map(|(name, value)| {
-            let key = self.acquire_key(name);
-            let label = self.acquire_label(key, value);
-            self.release(key);
-            Label { key, label }
-        }));
+        // The texts lie all over memory. Reading them one right after the other, before anything is done
+        // with any of them, lets the processor wait for several at once.
+        let shelf_of = |(name, value): (&Name, &Name)| Shelf::of(name.as_bytes(), value.as_bytes());
+        let shelves: SmallVec<[Shelf; 24]> = labels.iter().map(shelf_of).collect();
+        let recent = |((name, value), shelf): ((&Name, &Name), &Shelf)| {
+            self.recent.get_at(*shelf, name.as_bytes(), value.as_bytes())
+        };
+        let recent = labels.iter().zip(&shelves).map_while(recent);
+        list.extend(recent.map(|(key, label)| Label { key, label }));
+        // Most often all of them were asked for lately, and so was their set: then nothing else is used.
+        let is_each_used_once_more = list.len() < labels.len();
+        if is_each_used_once_more {
+            list.clear();
+            list.extend(labels.iter().map(|(name, value)| self.acquire_pair(name, value)));
+        }
         list.sort_unstable();
         let bytes = &mut self.scratch.bytes;
         bytes.clear();
         bytes.extend(list.iter().flat_map(|label| label.label.to_le_bytes()));
         let (set, new) = self.label_sets.acquire(bytes);
-        if !new {
-            list.iter().for_each(|label| self.release_label(label.label));
+        match (new, is_each_used_once_more) {
+            (true, false) => list.iter().for_each(|label| self.labels.retain(label.label)),
+            (false, true) => list.iter().for_each(|label| self.release_label(label.label)),
+            (true, true) | (false, false) => (),
         }
         list.clear();
         self.scratch.labels = list;
@@ -168,6 +199,12 @@ impl Names {
 
     /// Returns the number of a profile list without its repetitions; one more use.
     pub(crate) fn acquire_profiles(&mut self, profiles: &[Name]) -> u32 {
+        if let [profile] = profiles
+            && let Some((_, list)) = self.recent_lists.get(profile.as_bytes(), &[])
+        {
+            self.profile_lists.retain(list);
+            return list;
+        }
         let mut list: SmallVec<[u32; 8]> = SmallVec::new();
         // A list is hardly ever this long, and looking through a very long one for each of its names
         // would take seconds.
@@ -191,15 +228,23 @@ impl Names {
         if !new {
             list.iter().for_each(|profile| self.release(*profile));
         }
+        if let ([profile], [name]) = (&*list, profiles) {
+            self.recent_lists.put(name.as_bytes(), &[], (*profile, number));
+        }
         number
     }
 
     pub(crate) fn release_profiles(&mut self, list: u32) {
         if self.profile_lists.uses(list) == 1 {
             let profiles: SmallVec<[u32; 8]> = self.profiles_of(list).collect();
+            if let [profile] = *profiles {
+                self.recent_lists.forget(self.names.get(profile), &[]);
+            }
             profiles.iter().for_each(|profile| self.release(*profile));
         }
-        self.profile_lists.release(list);
+        if self.profile_lists.release(list) && self.profile_lists.is_empty() {
+            self.recent_lists = Recent::default();
+        }
     }
 
     /// The names of a profile list, in order.
@@ -211,7 +256,7 @@ impl Names {
     #[cfg(test)]
     pub(crate) fn sizes(&self) -> [(&'static str, usize); 8] {
         let uses = |strings: &Strings| (0..1_000).map(|id| strings.uses(id) as usize).sum();
-        let Self { names, labels, keys: _, label_sets, profile_lists, scratch: _ } = self;
+        let Self { names, labels, keys: _, label_sets, profile_lists, recent: _, recent_lists: _, scratch: _ } = self;
         [
             ("names", names.len()),
             ("uses of names", uses(names)),
@@ -225,7 +270,7 @@ impl Names {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { names, labels, keys: _, label_sets, profile_lists, scratch: _ } = self;
+        let Self { names, labels, keys: _, label_sets, profile_lists, recent: _, recent_lists: _, scratch: _ } = self;
         names.is_empty() && labels.is_empty() && label_sets.is_empty() && profile_lists.is_empty()
     }
 }
@@ -267,6 +312,15 @@ mod tests {
         let label = names.acquire_label(k, "\u{1}v");
         assert_eq!(names.value_of(label), "\u{1}v");
 
+        // The same for lists.
+        let only = |names: &mut Names, name: &str| names.acquire_profiles(&[name.into()]);
+        let gone = only(&mut names, "short-lived");
+        names.release_profiles(gone);
+        let others = ["other", "short-lived", "other"].map(|name| only(&mut names, name));
+        let all: Vec<u32> = others.iter().flat_map(|list| names.profiles_of(*list)).collect();
+        assert_eq!(all, ["other", "short-lived", "other"].map(|name| names.find(name).unwrap()));
+        others.into_iter().for_each(|list| names.release_profiles(list));
+
         let list = names.acquire_profiles(&["p".into(), "q".into(), "p".into()]);
         assert_eq!(list, names.acquire_profiles(&["p".into(), "q".into()]));
         assert_eq!(names.profiles_of(list).count(), 2);
@@ -278,6 +332,15 @@ mod tests {
         assert_eq!(names.profiles_of(long_list).collect::<Vec<_>>(), first);
         [long_list, long_list].into_iter().for_each(|list| names.release_profiles(list));
         assert!(names.find("long-0").is_none());
+
+        // Numbers of labels that have gone mean others, also for who asks for the old ones again.
+        let label_of = |names: &mut Names, text: &str| names.acquire_labels(&labels(text));
+        let gone = label_of(&mut names, "short=lived");
+        names.release_labels(gone);
+        let others = ["other=one", "short=lived", "short=other"].map(|text| label_of(&mut names, text));
+        let all: Vec<String> = others.iter().flat_map(|set| values(&names, *set)).collect();
+        assert_eq!(all, ["one", "lived", "other"]);
+        others.into_iter().for_each(|set| names.release_labels(set));
 
         names.release_label(label);
         names.release(k);

@@ -22,7 +22,7 @@ use std::mem::take;
 use model::{Labels, Name, Selector};
 use smallvec::SmallVec;
 
-use crate::kit::{Column, IdMap, IdSet, IdSets, Strings, words};
+use crate::kit::{Column, IdMap, IdSet, IdSets, Strings, sort_numbers, words};
 use crate::labels::{Classes, ProfileChange, ProfileLabels, Term};
 use crate::names::{Label, Names};
 
@@ -111,8 +111,9 @@ pub struct SelectorStats {
 /// Up to how many classes are counted to learn how rare a label is.
 const SAMPLE: usize = 64;
 
-/// Buffers for classes that are larger are not kept.
-const KEEP: usize = 4096;
+/// Buffers for classes that are larger are not kept. Half a megabyte, because to get as much from the
+/// kernel again for each selector that many match takes longer than to match it.
+const KEEP: usize = 1 << 17;
 
 impl Selectors {
     /// Adds one object and returns its class.
@@ -147,6 +148,9 @@ impl Selectors {
             self.lists.release(list);
         }
         self.classes.release(names, inherited, class);
+        if self.classes.is_empty() {
+            self.scratch = Scratch::default();
+        }
     }
 
     /// Follows a change of the labels of a profile, which `inherited` has already made.
@@ -268,9 +272,8 @@ impl Selectors {
             Some(terms) => classes.search(names, terms, own, found),
             None => classes.search_all(names, own, found),
         }
-        out.sort_unstable();
         // A class can be found in more than one way.
-        out.dedup();
+        sort_numbers(out);
     }
 
     /// The choice with the fewest candidates; `None` if there is nothing to choose from.
@@ -292,22 +295,29 @@ impl Selectors {
         // Few lists turn into few others: (old, new, how many classes). Each is in use once more while
         // it is in here, so that no number changes its meaning.
         let mut changes: Vec<(u32, u32, u32)> = Vec::new();
+        let count = |changes: &mut Vec<(u32, u32, u32)>, at: usize, more: u32| {
+            changes.get_mut(at).into_iter().for_each(|(_, _, count)| *count += more);
+        };
         let mut by_old: IdMap<u32, usize> = IdMap::default();
-        let mut last = (None, 0);
+        // Most have the same list as the one before: its number, where it is, and how many so far.
+        let (mut last, mut at, mut same) = ((u32::MAX, u32::MAX), 0, 0);
         for class in classes {
-            let old = self.classes.matches(*class);
-            if last.0 != Some(old) {
-                let at = *by_old.entry(old).or_insert_with(|| {
+            let Some(matches) = self.classes.matches_mut(*class) else { continue };
+            if *matches != last.0 || same == 0 {
+                count(&mut changes, at, same);
+                let old = *matches;
+                at = *by_old.entry(old).or_insert_with(|| {
                     self.lists.retain(old);
                     changes.push((old, relisted(&mut self.lists, &mut self.scratch.matches, old, id, add), 0));
                     changes.len() - 1
                 });
-                last = (Some(old), at);
+                last = changes.get(at).map_or(last, |(old, new, _)| (*old, *new));
+                same = 0;
             }
-            let Some((_, new, count)) = changes.get_mut(last.1) else { continue };
-            *count += 1;
-            self.classes.set_matches(*class, *new);
+            *matches = last.1;
+            same += 1;
         }
+        count(&mut changes, at, same);
         for (old, new, count) in &changes {
             self.lists.retain_many(*new, *count);
             self.lists.release_many(*old, *count);
@@ -344,6 +354,7 @@ impl Selectors {
             self.filed = Column::default();
             self.by_term = IdMap::default();
             self.sets = IdSets::default();
+            self.scratch = Scratch::default();
         }
     }
 
@@ -363,8 +374,8 @@ impl Selectors {
             Some(terms) => self.classes.candidates(terms).for_each(&mut look),
             None => self.classes.all().for_each(&mut look),
         }
-        out.sort_unstable();
-        out.dedup();
+        // A class can be found in more than one way.
+        sort_numbers(out);
     }
 
     /// As [`matching`](Self::matching), in no particular order, and a class may come more than once. What

@@ -303,7 +303,7 @@ impl State {
         let mut lines = Vec::new();
         for (id, set) in &known.sets {
             let subject = texts.get(id).map_or_else(|| format!("set with id {id}"), |text| (*text).to_owned());
-            let members: Vec<String> = set.members.iter().map(member).collect();
+            let members: Vec<String> = set.members.iter().map(|known| member(&known)).collect();
             lines.push(with_details(&subject, &members.join(" ")));
         }
         lines.extend(known.policies.keys().map(|key| format!("policy {key}")));

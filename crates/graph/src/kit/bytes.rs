@@ -296,6 +296,10 @@ fn length_prefix(length: usize) -> ([u8; 10], usize) {
 }
 
 fn read_length(block: &[u8]) -> Option<(usize, usize)> {
+    // Nearly all of them.
+    if let Some(byte) = block.first().filter(|byte| **byte < 0x80) {
+        return Some((usize::from(*byte), 1));
+    }
     let mut length = 0;
     for (width, byte) in block.iter().take(10).enumerate() {
         length |= usize::from(byte & 0x7f).checked_shl(7 * width as u32)?;

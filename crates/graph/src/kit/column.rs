@@ -6,8 +6,8 @@
 /// lie far apart cost only the pages that they are on.
 #[derive(Debug)]
 pub(crate) struct Column<T, const PAGE: usize = 512> {
-    /// A page that nobody has written to has no values.
-    pages: Vec<Box<[T]>>,
+    /// Only those that somebody has written to are there.
+    pages: Vec<Option<Box<[T; PAGE]>>>,
 }
 
 impl<T, const PAGE: usize> Default for Column<T, PAGE> {
@@ -19,24 +19,21 @@ impl<T, const PAGE: usize> Default for Column<T, PAGE> {
 impl<T: Default, const PAGE: usize> Column<T, PAGE> {
     /// Returns the value; `None` if nothing near was ever written, which means the default.
     pub(crate) fn get(&self, id: u32) -> Option<&T> {
-        self.pages.get(id as usize / PAGE)?.get(id as usize % PAGE)
+        self.pages.get(id as usize / PAGE)?.as_ref()?.get(id as usize % PAGE)
     }
 
     /// Returns the value without making room for it.
     pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut T> {
-        self.pages.get_mut(id as usize / PAGE)?.get_mut(id as usize % PAGE)
+        self.pages.get_mut(id as usize / PAGE)?.as_mut()?.get_mut(id as usize % PAGE)
     }
 
     /// Returns the value, making room first if the number is new.
     pub(crate) fn slot(&mut self, id: u32) -> &mut T {
         let (page, at) = (id as usize / PAGE, id as usize % PAGE);
         if page >= self.pages.len() {
-            self.pages.resize_with(page + 1, Box::default);
+            self.pages.resize_with(page + 1, || None);
         }
-        let page = &mut self.pages[page];
-        if page.is_empty() {
-            *page = std::iter::repeat_with(T::default).take(PAGE).collect();
-        }
+        let page = self.pages[page].get_or_insert_with(|| Box::new(std::array::from_fn(|_| T::default())));
         &mut page[at]
     }
 
@@ -52,7 +49,8 @@ impl<T: Default, const PAGE: usize> Column<T, PAGE> {
 
     /// All values on pages that were written to, by number; most of them may be the default.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        (0u32..).step_by(PAGE).zip(&self.pages).flat_map(|(first, page)| (first..).zip(page))
+        let pages = (0u32..).step_by(PAGE).zip(&self.pages);
+        pages.flat_map(|(first, page)| (first..).zip(page.iter().flat_map(|page| page.iter())))
     }
 }
 
@@ -94,6 +92,6 @@ mod tests {
     fn numbers_far_apart_cost_only_their_pages() {
         let mut column: Column<u32, 64> = Column::default();
         *column.slot(1_000_000) = 7;
-        assert_eq!(column.pages.iter().filter(|page| !page.is_empty()).count(), 1);
+        assert_eq!(column.pages.iter().flatten().count(), 1);
     }
 }

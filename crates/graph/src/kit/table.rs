@@ -2,6 +2,8 @@
 
 use hashbrown::HashTable;
 
+use super::sort_numbers;
+
 /// Tables of fewer elements are as they are.
 const SMALL: usize = 64;
 
@@ -17,7 +19,7 @@ pub(crate) fn make_room(table: &mut HashTable<u32>, hash: impl Fn(&u32) -> u64) 
         return;
     }
     let mut numbers: Vec<u32> = table.drain().collect();
-    numbers.sort_unstable();
+    sort_numbers(&mut numbers);
     *table = HashTable::with_capacity(numbers.len() * 2);
     for number in numbers {
         table.insert_unique(hash(&number), number, &hash);

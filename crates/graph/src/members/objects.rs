@@ -102,6 +102,10 @@ pub(super) struct Objects {
     recent: u32,
 }
 
+/// An object is not there: its place, if anything is in it, and its hash.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Missing(Option<(u32, u64)>);
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Object {
     name: u32,
@@ -215,24 +219,33 @@ impl Objects {
         words(place).map(|name| names.get_bytes(name)).eq([key.host.as_bytes(), key.orchestrator.as_bytes()])
     }
 
-    /// Returns number and class of an object.
-    pub(super) fn find(&mut self, names: &Names, key: &ObjectKey<'_>) -> Option<(u32, u32)> {
-        let place = self.find_place(names, key)?;
-        self.recent = place;
+    /// Returns number and class of an object, or what [`insert`](Self::insert) needs to know.
+    pub(super) fn find(&mut self, names: &Names, key: &ObjectKey<'_>) -> Result<(u32, u32), Missing> {
         self.key.clear();
         key.write_name(&mut self.key);
+        let Some(place) = self.find_place(names, key) else { return Err(Missing(None)) };
+        self.recent = place;
         let is_it = |id: &u32| {
             let object = self.records.get(*id);
             object.is_some_and(|object| object.place == place && self.names.get(object.name) == self.key)
         };
-        let id = *self.by_key.find(Self::hash(&self.seed, place, &self.key), is_it)?;
-        self.records.get(id).map(|object| (id, object.class))
+        let hash = Self::hash(&self.seed, place, &self.key);
+        let id = self.by_key.find(hash, is_it).copied();
+        let known = id.and_then(|id| self.records.get(id).map(|object| (id, object.class)));
+        known.ok_or(Missing(Some((place, hash))))
     }
 
-    /// Adds an object that is not there.
-    pub(super) fn insert(&mut self, names: &mut Names, key: &ObjectKey<'_>, class: u32, new: &Contribution<'_>) -> u32 {
-        let place = match (self.find_place(names, key), key) {
-            (Some(place), _) => {
+    /// Adds an object that is not there, as [`find`](Self::find) has just said.
+    pub(super) fn insert(
+        &mut self,
+        names: &mut Names,
+        key: &ObjectKey<'_>,
+        missing: Missing,
+        class: u32,
+        new: &Contribution<'_>,
+    ) -> u32 {
+        let place = match (missing.0, key) {
+            (Some((place, _)), _) => {
                 self.places.retain(place);
                 place
             }
@@ -244,9 +257,7 @@ impl Objects {
             (None, ObjectKey::NetworkSet(_)) => self.places.acquire(&[NETWORK_SET]).0,
             (None, ObjectKey::HostEndpoint(_)) => self.places.acquire(&[HOST_ENDPOINT]).0,
         };
-        self.key.clear();
-        key.write_name(&mut self.key);
-        let hash = Self::hash(&self.seed, place, &self.key);
+        let hash = missing.0.map_or_else(|| Self::hash(&self.seed, place, &self.key), |(_, hash)| hash);
         let id = self.free.checked_sub(1).unwrap_or(self.numbers);
         let record = self.records.slot(id);
         match self.free {
@@ -326,6 +337,16 @@ impl Objects {
     /// The networks of an object, sorted.
     pub(super) fn nets(&self, id: u32) -> impl Iterator<Item = IpNet> {
         self.addresses.chain(self.records.get(id).map_or(Link::default(), |object| object.first))
+    }
+
+    /// As [`nets`](Self::nets), for one object after the other.
+    #[inline]
+    pub(super) fn for_each_net(&self, id: u32, mut found: impl FnMut(&IpNet)) {
+        let mut at = self.records.get(id).map_or(Link::default(), |object| object.first);
+        while let Some(address) = at.get().and_then(|number| self.addresses.slots.get(number)) {
+            found(&address.net);
+            at = address.next;
+        }
     }
 
     pub(super) fn ports(&self, id: u32) -> &[EndpointPort] {
@@ -517,7 +538,8 @@ mod tests {
             let (mut objects, mut names) = (Objects::default(), Names::default());
             let mut model: BTreeMap<usize, (u32, u32, BTreeSet<IpNet>, usize)> = BTreeMap::new();
             for (which, value) in steps {
-                let known = objects.find(&names, &key(which));
+                let found = objects.find(&names, &key(which));
+                let known = found.ok();
                 prop_assert_eq!(known, model.get(&which).map(|(id, class, ..)| (*id, *class)));
                 match (known, value) {
                     (None, None) => (),
@@ -533,7 +555,7 @@ mod tests {
                                 objects.replace(id, class, &new);
                                 id
                             }
-                            None => objects.insert(&mut names, &key(which), class, &new),
+                            None => objects.insert(&mut names, &key(which), found.unwrap_err(), class, &new),
                         };
                         model.insert(which, (id, class, nets, of));
                     }
