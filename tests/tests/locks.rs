@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use dataplane::iptables::native::Native;
 use felix_tests::agent::{Start, Variant, end_to_end};
 use felix_tests::bed::Vm;
 use felix_tests::data::{self, Event, Machine, SG_A, SG_B};
@@ -15,6 +16,7 @@ use felix_tests::kernel::{Kernel, wait_for};
 use felix_tests::locks::{Hold, Watcher, children, hog, holder_of};
 use felix_tests::solo::{Solo, ghosts, groups};
 use felix_tests::watch::Wrappers;
+use model::Family;
 use testkit::netns::Netns;
 
 /// How long anything else may take, with what else runs beside the test.
@@ -204,16 +206,18 @@ fn clobbered(variant: Variant) {
     let directory = solo.directory().to_str().unwrap();
     let clobber = solo.host().spawn(&["bash", "-c", CLOBBER, "clobber", variant.word(), directory]).unwrap();
     let end = Instant::now() + Duration::from_secs(duration);
-    let mut samples = 0;
+    let (mut samples, mut listings) = (0, 0);
     while Instant::now() < end {
         let value = if samples % 2 == 0 { &other } else { &solo.content()[&key] };
         solo.store().put(&key, value).unwrap();
         std::thread::sleep(Duration::from_millis(100));
         samples += 1;
-        let twice = duplicates(solo.host(), variant);
+        let (twice, listed) = duplicates(solo.host(), variant);
+        listings += listed;
         assert_eq!(twice, [""; 0], "sample {samples}\n{}", agent.log().unwrap());
     }
     drop(clobber);
+    assert!(listings > 10, "only {listings} listings of {samples} samples can be relied on");
     // His last program may live a little longer than he.
     solo.store().put(&key, &solo.content()[&key]).unwrap();
     let rounds: Vec<u64> = ["iptables", "ip6tables"]
@@ -234,7 +238,7 @@ fn clobbered(variant: Variant) {
         std::thread::sleep(Duration::from_millis(50));
     }
     println!("{variant:?}: clobbered {rounds:?} times, {samples} samples, right after {:?}", began.elapsed());
-    assert_eq!(duplicates(solo.host(), variant), [""; 0]);
+    assert_eq!(duplicates(solo.host(), variant).0, [""; 0]);
     agent.stop().unwrap();
 }
 
@@ -243,12 +247,17 @@ fn ours(differences: &[String]) -> Vec<String> {
     differences.iter().filter(|line| !line.contains("foreign-")).cloned().collect()
 }
 
-/// Returns the rules of ours that are more than once in a chain.
-fn duplicates(netns: &Netns, variant: Variant) -> Vec<String> {
-    let mut twice = Vec::new();
+/// Returns the rules of ours that are more than once in a chain, and how many listings could be made.
+fn duplicates(netns: &Netns, variant: Variant) -> (Vec<String>, usize) {
+    let (mut twice, mut listings) = (Vec::new(), 0);
     for tool in ["iptables", "ip6tables"] {
-        // The reader may meet a writer.
+        let before = generation(netns, variant);
+        // The reader may meet a writer; of nf_tables he then prints twice what he began to read once more.
         let Ok(text) = netns.exec(&[&format!("{tool}-{}-save", variant.word())]) else { continue };
+        if generation(netns, variant) != before {
+            continue;
+        }
+        listings += 1;
         let mut seen = BTreeSet::new();
         for line in text.lines() {
             if line.starts_with('*') {
@@ -259,7 +268,15 @@ fn duplicates(netns: &Netns, variant: Variant) -> Vec<String> {
             }
         }
     }
-    twice
+    (twice, listings)
+}
+
+/// Returns the number of the last transaction of nf_tables. A listing of a legacy table is one answer of the kernel.
+fn generation(netns: &Netns, variant: Variant) -> Option<u32> {
+    (variant == Variant::Nft).then(|| {
+        let ask = || Native::new(Family::V4, Duration::from_secs(10)).generation();
+        netns.enter(ask).unwrap()
+    })
 }
 
 /// Bar U2.b: with 20,000 rules in the table, the agent never holds the lock for longer than a restore by hand of the

@@ -2,8 +2,8 @@
 //!
 //! Fed by the apply loop once everything wanted is in force for the first time. Rules may be where no packet comes
 //! by: in the variant that the kernel uses last or never, behind somebody else's verdict, in another network
-//! namespace. Nothing but a packet tells. One packet of each family goes through a veth pair that exists for a moment
-//! and has no address; the counter of our hook in raw PREROUTING must move.
+//! namespace. Nothing but packets tell. Some of each family go through a veth pair that exists for a moment and has no
+//! address; the counter of our hook in raw PREROUTING must move by as many.
 //!
 //! Until it does, the loop is not well, the log has one error, and the proof is tried again at growing intervals. Where
 //! no pair can be made there is no proof either way, which the log says once.
@@ -32,6 +32,10 @@ const PAIRS: [(&str, &str); 2] = [("felix-canary-a", "felix-canary-b"), ("probe-
 /// How long a packet may be on its way.
 const PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// How many packets one proof sends. All of them have to be counted, so that a few of others that come by at the same
+/// time do not pass for ours.
+const PACKETS: u64 = 16;
 
 const COMPLAINT: &str = "rules are not in the packet path";
 
@@ -114,8 +118,8 @@ impl Canary {
 /// Reads the number of packets that our hook has seen.
 pub type Count<'a> = dyn Fn() -> BoxFuture<'a, io::Result<u64>> + Send + Sync + 'a;
 
-/// Sends one packet of `family` through a pair made for it and returns whether `count`, the number of packets that our
-/// hook has seen, grew.
+/// Sends packets of `family` through a pair made for it and returns whether `count`, the number of packets that our
+/// hook has seen, grew by as many.
 pub async fn prove<'a>(family: Family, options: &'a Options, count: &Count<'a>) -> Outcome {
     let prefixes = &options.interface_prefixes;
     let free = |name: &str| !prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()));
@@ -155,10 +159,12 @@ async fn through(
     }
     let unread = |error: io::Error| format!("no counter: {error}");
     let before = count().await.map_err(unread)?;
-    send(family, from, to).map_err(|error| format!("no packet: {error}"))?;
+    for _ in 0..PACKETS {
+        send(family, from, to).map_err(|error| format!("no packet: {error}"))?;
+    }
     let mut waited = Duration::ZERO;
     loop {
-        if count().await.map_err(unread)? > before {
+        if count().await.map_err(unread)? >= before + PACKETS {
             return Ok(Outcome::Seen);
         }
         if waited >= PATIENCE {
