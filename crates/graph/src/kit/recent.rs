@@ -108,11 +108,14 @@ mod tests {
 
     use super::*;
 
-    /// Around the longest that is kept, and some that are the same text put together.
+    /// Around the longest that is kept, some that are the same text put together, and many that differ in
+    /// one of the two only, of which some share a shelf.
     fn text(which: u32) -> (String, String) {
         match which {
             0..=3 => ("a".repeat(which as usize), "a".repeat(3 - which as usize)),
             4..=9 => ("k".repeat(which as usize), "v".repeat(LONGEST - 6)),
+            1_000..1_500 => (format!("key-{which}"), "value".to_owned()),
+            1_500.. => ("key".to_owned(), format!("value-{which}")),
             _ => (format!("key-{}", which % 30), format!("value-{which}")),
         }
     }
