@@ -192,6 +192,12 @@ impl Tree {
             std::fs::remove_dir_all(&tree.root)?;
         }
         std::fs::create_dir_all(&tree.target)?;
+        // An earlier run that was killed in the middle of a build may have left half of the compiler's notes, from
+        // which nothing links any more.
+        let notes = tree.target.join("debug/incremental");
+        if notes.exists() {
+            std::fs::remove_dir_all(&notes)?;
+        }
         let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output().context("git ls-files")?;
         ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
         for name in String::from_utf8_lossy(&listed.stdout).split('\0').filter(|name| !name.is_empty()) {
