@@ -62,3 +62,41 @@ impl Lists {
 fn place(tiers: &Arc<[TierProgram]>) -> usize {
     Arc::as_ptr(tiers).addr()
 }
+
+#[cfg(test)]
+mod tests {
+    use graph::PolicyRef;
+    use model::{PolicyKey, PolicyKind};
+
+    use super::*;
+
+    /// A list with one group of two policies.
+    fn tiers() -> Arc<[TierProgram]> {
+        let policy = |name: &str| PolicyRef {
+            key: PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: "".into(), name: name.into() },
+            original_selector: "all()".into(),
+        };
+        let ingress = vec![policy("a"), policy("b")];
+        Arc::new([TierProgram { name: "default".into(), ingress, egress: Vec::new(), default_pass: false }])
+    }
+
+    #[test]
+    fn the_groups_of_a_list_come_with_its_first_endpoint_and_go_with_its_last() {
+        let (mut lists, shared, other) = (Lists::default(), tiers(), tiers());
+        let names = |groups: &Groups| groups.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let first = names(&lists.hold(&shared).1);
+        assert_eq!(first.len(), 1);
+        assert_eq!(lists.hold(&shared).1, []);
+        // Equal, but not the same: it counts for itself.
+        assert_eq!(names(&lists.hold(&other).1), first);
+        assert_eq!(lists.hold(&shared).1, []);
+        assert_eq!(lists.release(&shared), []);
+        assert_eq!(lists.release(&shared), []);
+        assert_eq!(lists.release(&shared), first);
+        assert_eq!(lists.release(&shared), [], "nobody holds it any more");
+        assert_eq!(names(&lists.hold(&shared).1), first);
+        assert_eq!(lists.release(&shared), first);
+        assert_eq!(lists.release(&other), first);
+        assert!(lists.is_empty());
+    }
+}

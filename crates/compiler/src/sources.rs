@@ -22,7 +22,7 @@ const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 /// See the [module documentation](self).
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
-    /// With the number of endpoints that use it.
+    /// With the number of lists of endpoints ([`crate::lists`]) that have it.
     groups: BTreeMap<ChainName, (Group, usize)>,
     by_chain: HashMap<ChainName, Source, RandomState>,
     /// Chains whose source changed, for the tables that need them.
@@ -69,7 +69,7 @@ impl Sources {
         };
     }
 
-    /// Counts the groups of an endpoint; balanced by [`Self::drop_groups`] with the names.
+    /// Counts the groups of a list; balanced by [`Self::drop_groups`] with the names.
     pub(crate) fn hold_groups(&mut self, groups: Groups) {
         for (name, group) in groups {
             self.groups.entry(name).or_insert((group, 0)).1 += 1;
