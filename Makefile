@@ -22,7 +22,10 @@ SEED ?= 1
 # How many seconds `make clobber` lets somebody write back old tables, for each variant.
 CLOBBER ?= 600
 
-.PHONY: help demo test worlds kills clobber bench histories mutants setup lint clean
+# How many events and faults `make simulate` goes through.
+EVENTS ?= 1000000
+
+.PHONY: help demo test worlds kills clobber bench histories simulate mutants setup lint clean
 
 help:
 	@echo 'make demo    build, and show the agent enforcing security groups on real packets (root)'
@@ -34,6 +37,7 @@ help:
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
 	@echo "             parts: make bench BENCH='--only label-index'; BENCH=--help lists them"
 	@echo 'make histories  hold graph, program and policy against many more random histories (HISTORIES=n VERDICTS=n) than make test'
+	@echo 'make simulate  run the agent core on a simulated kernel through a million events, faults and crashes (EVENTS=n)'
 	@echo 'make mutants seed faults into graph and compiler, one at a time: every one must fail a test'
 	@echo "             some of them: make mutants MUTANTS='--lists compiler,hosts' or MUTANTS='--only text'"
 	@echo 'make setup   install what is missing: compiler, protoc, iptables, ipset, iproute2, etcd'

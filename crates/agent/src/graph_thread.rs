@@ -23,7 +23,7 @@ use crate::parts::Message;
 
 /// What the graph thread is told.
 #[derive(Debug)]
-pub(crate) enum ToGraph {
+pub enum ToGraph {
     /// The answer to [`Message::WantsUpdates`].
     Updates {
         updates: Vec<Update>,
@@ -37,14 +37,14 @@ pub(crate) enum ToGraph {
 
 /// What the apply thread gets.
 #[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) changes: Changes,
+pub struct Batch {
+    pub changes: Changes,
     /// How many updates it sums up.
-    pub(crate) updates: usize,
+    pub updates: usize,
     /// What taking them in and working out what follows from them took.
-    pub(crate) calculating: Duration,
+    pub calculating: Duration,
     /// When the first of them came in.
-    pub(crate) since: Instant,
+    pub since: Instant,
 }
 
 /// How many objects' complaints are remembered.
@@ -60,7 +60,7 @@ const MISSING_TIER: &str =
 
 /// What the graph thread owns.
 #[derive(Debug)]
-pub(crate) struct GraphThread {
+pub struct GraphThread {
     graph: Graph,
     compiler: Compiler,
     complaints: Complaints,
@@ -77,7 +77,8 @@ pub(crate) struct GraphThread {
 }
 
 impl GraphThread {
-    pub(crate) fn new(graph: Graph, compiler: Compiler) -> Self {
+    /// Knows nothing yet.
+    pub fn new(graph: Graph, compiler: Compiler) -> Self {
         Self {
             graph,
             compiler,
@@ -111,17 +112,16 @@ impl GraphThread {
                     return Ok(());
                 }
             }
-            if let Some(batch) = self.next_batch() {
-                self.ready_for_batch = false;
-                if batches.blocking_send(batch).is_err() {
-                    return Ok(());
-                }
+            if let Some(batch) = self.next_batch()
+                && batches.blocking_send(batch).is_err()
+            {
+                return Ok(());
             }
         }
     }
 
     /// Takes one message in; false means stop.
-    fn take(&mut self, message: ToGraph) -> bool {
+    pub fn take(&mut self, message: ToGraph) -> bool {
         match message {
             ToGraph::Updates { updates, complete } => {
                 debug!(updates = updates.len(), complete, "taking in updates");
@@ -141,8 +141,8 @@ impl GraphThread {
         true
     }
 
-    /// The next batch, if there is one and it may be handed over.
-    fn next_batch(&mut self) -> Option<Batch> {
+    /// The next batch, if there is one and it may be handed over; the apply thread must ask for each.
+    pub fn next_batch(&mut self) -> Option<Batch> {
         if !self.complete || !self.ready_for_batch || !(self.updates > 0 || self.first) {
             return None;
         }
@@ -171,6 +171,7 @@ impl GraphThread {
             return None;
         }
         self.first = false;
+        self.ready_for_batch = false;
         Some(Batch { changes, updates, calculating: calculating + began.elapsed(), since })
     }
 }
@@ -252,7 +253,7 @@ mod tests {
         for (number, (message, expected)) in steps.into_iter().enumerate() {
             assert!(thread.take(message));
             if let Some(changes) = thread.next_batch() {
-                thread.ready_for_batch = false;
+                self.ready_for_batch = false;
                 batches.push(changes.changes);
             }
             assert_eq!(batches.len(), expected, "step {number}");

@@ -7,12 +7,12 @@
 //! Invariant: no lock is shared between the threads; what crosses is owned values (ARCHITECTURE.md).
 
 pub mod bootstrap;
+pub mod graph_thread;
 
 mod apply_thread;
 mod arguments;
 mod config_watch;
 mod exit;
-mod graph_thread;
 mod local;
 mod main_loop;
 mod options;

@@ -17,9 +17,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use model::Family;
 use program::{
-    Action, BaseChain, Chain, ChainName, Changes, Hooks, Member, Origin, Rule, SetChange, SetName, SetSpec, Table,
-    TableId,
+    Action, BaseChain, Chain, ChainName, Changes, Hooks, Member, Origin, Rule, SetChange, SetKind, SetName, SetSpec,
+    Table, TableId,
 };
 use verdict::Packet;
 
@@ -195,6 +196,40 @@ impl Kernel {
             SetChange::Remove => {}
         }
         Ok(())
+    }
+
+    /// The sets with their members.
+    pub fn sets(&self) -> impl Iterator<Item = (&SetName, &BTreeSet<Member>)> {
+        self.sets.iter().map(|(name, set)| (name, &set.members))
+    }
+
+    /// Gives a set that is there other members.
+    pub fn replace_members(&mut self, name: &SetName, members: BTreeSet<Member>) {
+        if let Some(set) = self.sets.get_mut(name) {
+            set.members = members;
+        }
+    }
+
+    // What a kernel has that others write.
+
+    pub(crate) fn put_set(&mut self, name: SetName, kind: SetKind, family: Family, members: BTreeSet<Member>) {
+        let spec = SetSpec { name: name.clone(), family, kind, max_members: u32::MAX };
+        self.sets.insert(name, Set { spec, members });
+    }
+
+    pub(crate) fn remove_set(&mut self, name: &SetName) {
+        self.sets.remove(name);
+    }
+
+    pub(crate) fn put_chain(&mut self, id: TableId, name: ChainName, chain: Option<Arc<Chain>>) {
+        match chain {
+            Some(chain) => drop(self.chains.insert((id, name), chain)),
+            None => drop(self.chains.remove(&(id, name))),
+        }
+    }
+
+    pub(crate) fn put_hooks(&mut self, id: TableId, base: BaseChain, hooks: Hooks) {
+        self.hooks.insert((id, base), hooks);
     }
 
     /// Tells whether everything that is there is the same in both.

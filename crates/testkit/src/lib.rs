@@ -8,6 +8,7 @@ pub mod etcd;
 pub mod frames;
 pub mod history;
 pub mod interpret;
+pub mod kernel;
 pub mod naive;
 pub mod netns;
 pub mod packets;

@@ -39,7 +39,7 @@ const TABLE: &[Row] = &[
         may_use: &["model", "settings", "datastore", "graph", "program", "compiler", "dataplane", "telemetry"],
         must_not_reach: &["iptables"],
     },
-    Row { name: "testkit", may_use: &["model", "graph", "program", "verdict"], must_not_reach: &[] },
+    Row { name: "testkit", may_use: &["model", "graph", "program", "dataplane", "verdict"], must_not_reach: &[] },
     Row { name: "xtask", may_use: &[], must_not_reach: &["tokio"] },
     Row { name: "felix-tests", may_use: ANYTHING, must_not_reach: &[] },
     Row { name: "felix-benches", may_use: ANYTHING, must_not_reach: &[] },

@@ -59,7 +59,8 @@ impl Kernel {
         Ok(())
     }
 
-    fn has_chain(&self, id: TableId, name: &ChainName) -> bool {
+    /// Tells whether a table has a chain.
+    pub fn has_chain(&self, id: TableId, name: &ChainName) -> bool {
         self.chains.contains_key(&(id, name.clone()))
     }
 
