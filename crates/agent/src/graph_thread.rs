@@ -253,7 +253,6 @@ mod tests {
         for (number, (message, expected)) in steps.into_iter().enumerate() {
             assert!(thread.take(message));
             if let Some(changes) = thread.next_batch() {
-                self.ready_for_batch = false;
                 batches.push(changes.changes);
             }
             assert_eq!(batches.len(), expected, "step {number}");

@@ -363,6 +363,34 @@ fn a_refused_policy_is_closed_and_everything_else_goes_in() {
     }
 }
 
+/// What refuses a rule may be a passing lack of memory, of which nobody tells when it is over (U6, I8).
+#[test]
+fn a_refused_rule_is_tried_again_at_growing_intervals_and_goes_in_when_the_kernel_takes_it() {
+    for variant in [Variant::Legacy, Variant::Nft] {
+        let mut driver = driver(variant, ChainInsertMode::Insert);
+        driver.want(policies(5, &[3]));
+        let mut now = Instant::now();
+        let mut kernel = FakeKernel::new(variant);
+        kernel.run(&mut driver, now).unwrap();
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            let (due, _) = driver.next_attempt().expect("another attempt");
+            pauses.push((due - now).as_secs());
+            now = due;
+            kernel.run(&mut driver, now).unwrap();
+            assert_eq!(driver.held().len(), 1, "still refused");
+            assert_eq!(kernel.rules("cali-pi-3").len(), 1, "and closed");
+        }
+        assert_eq!(pauses, [180, 360, 720, 1440, 2880, 3600, 3600]);
+        kernel.forgives = true;
+        let (due, _) = driver.next_attempt().expect("another attempt");
+        kernel.run(&mut driver, due).unwrap();
+        assert!(driver.held().is_empty() && driver.is_settled());
+        assert_eq!(kernel.rules("cali-pi-3").len(), 3);
+        assert_eq!(driver.next_attempt(), None);
+    }
+}
+
 #[test]
 fn several_refused_policies_are_found_in_one_apply() {
     for variant in [Variant::Legacy, Variant::Nft] {

@@ -27,10 +27,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use dataplane::iptables::Features;
+
 use dataplane::iptables::hash::{APPENDS_SUFFIX, rule_hashes};
 use dataplane::iptables::parse::is_our_chain;
 use dataplane::routes::{KernelRoute, Neighbour, News, RouteKey, RouteNews};
-use dataplane::{Options, Variant};
+use dataplane::{Options, Touched, Variant};
 use model::{Family, Name};
 use program::{Action, BaseChain, Chain, ChainName, Changes, Hooks, Rule, SetName, Table, TableId};
 
@@ -69,8 +70,10 @@ pub trait Observer: fmt::Debug + Send {
 pub struct Counts {
     /// Operations, reads too.
     pub steps: u64,
-    /// Operations that changed something or were meant to.
+    /// Operations that changed something or were meant to, except for settings.
     pub writes: u64,
+    /// Settings that were written.
+    pub settings: u64,
     pub faults: u64,
     pub edits: u64,
     /// Transactions that named a set or a chain that is not there.
@@ -97,6 +100,8 @@ pub struct State {
     pub is_tainted: bool,
     /// The agent died at an operation.
     pub has_crashed: bool,
+    /// Woken when the agent dies: that may be in a task of its own.
+    pub undertaker: Option<Waker>,
     view: interpret::Kernel,
     known: HashMap<Box<str>, Arc<Rule>>,
     complaints: Vec<String>,
@@ -104,6 +109,9 @@ pub struct State {
     news: Vec<News>,
     is_listened_to: bool,
     listener: Option<Waker>,
+    /// The same for tables.
+    table_news: Vec<(TableKey, Touched)>,
+    table_listeners: Vec<Waker>,
     observer: Option<Box<dyn Observer>>,
     /// Number of the connection whose requests are heard.
     connection: u64,
@@ -132,12 +140,15 @@ impl SimKernel {
             faults: Faults::new(seed, Rates::default()),
             is_tainted: false,
             has_crashed: false,
+            undertaker: None,
             view: interpret::Kernel::new(bits),
             known: HashMap::new(),
             complaints: Vec::new(),
             news: Vec::new(),
             is_listened_to: false,
             listener: None,
+            table_news: Vec::new(),
+            table_listeners: Vec::new(),
             observer: None,
             connection: 0,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -157,6 +168,8 @@ impl SimKernel {
             state.has_crashed = false;
             state.is_listened_to = false;
             state.listener = None;
+            state.table_news.clear();
+            state.table_listeners.clear();
             state.connection
         };
         transports::kernel(self, connection, options)
@@ -237,6 +250,15 @@ impl State {
 
     fn tell_route(&mut self, family: Family, key: RouteKey, route: KernelRoute, gone: bool, by: u32) {
         self.tell(News::Route(RouteNews { family, key, route, gone, by }));
+    }
+
+    fn tell_table(&mut self, key: TableKey, chains: &[Box<str>]) {
+        if self.faults.fault().is_some() {
+            // Lost without a trace: only a look at the table finds it.
+            return;
+        }
+        self.table_news.push((key, Touched::Chains(chains.iter().cloned().collect())));
+        self.table_listeners.drain(..).for_each(Waker::wake);
     }
 
     const fn edited(&mut self) {

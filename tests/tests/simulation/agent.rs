@@ -80,7 +80,11 @@ pub(crate) async fn live(shared: Rc<Shared>, kernel: SimKernel, setup: Setup, pr
     if let Some(probes) = &probes {
         probes.start(&kernel.state());
     }
-    let writes = kernel.state().counts.writes;
+    let writes = |kernel: &SimKernel| {
+        let counts = kernel.state().counts;
+        (counts.writes, counts.settings)
+    };
+    let before = writes(&kernel);
     let apply = ApplyLoop::with_kernel(setup.dataplane.clone(), connection);
     let core = GraphThread::new(Graph::new(HOST.into()), Compiler::new(setup.compiler));
     let read = async {
@@ -104,7 +108,7 @@ pub(crate) async fn live(shared: Rc<Shared>, kernel: SimKernel, setup: Setup, pr
                 tokio::time::sleep(Duration::from_micros(dice.roll(2000))).await;
             }
         }
-        assert_eq!(kernel.state().counts.writes, writes, "written before everything was known (U20.c)");
+        assert_eq!(writes(&kernel), before, "written before everything was known (U20.c)");
         shared.store.borrow_mut().is_complete = true;
         shared.news.notify_one();
         std::future::pending::<()>().await;

@@ -100,6 +100,8 @@ impl World {
         };
         let dataplane = Options {
             variant: Some(variant),
+            // Much shorter than by default, so that those that hang come to an end while something else happens.
+            program_timeout: Duration::from_secs(30),
             insert_mode: if dice.one_in(3) { ChainInsertMode::Append } else { ChainInsertMode::Insert },
             ..Options::default()
         };
@@ -176,6 +178,7 @@ impl World {
             let mut history = Box::pin(self.history(events));
             poll_fn(|cx| {
                 loop {
+                    kernel.state().undertaker = Some(cx.waker().clone());
                     if let Poll::Ready(outcome) = history.as_mut().poll(cx) {
                         return Poll::Ready(outcome);
                     }
@@ -305,8 +308,8 @@ impl World {
     /// Nothing goes wrong any more: in the end the kernel is what the datastore says, and a new agent has nothing
     /// to do.
     async fn settle(&mut self) -> Result<(), String> {
-        // Twice the longest of the refresh intervals.
-        tokio::time::sleep(Duration::from_secs(400)).await;
+        // Twice the longest of the refresh intervals, and programs that hang.
+        tokio::time::sleep(Duration::from_secs(500)).await;
         self.check()?;
         if !*self.shared.is_quiet.borrow() {
             return Err(format!("not settled: {}", self.shared.trouble.borrow()));

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use program::{Action, Chain, Direction, Origin, Rule, SetName, Table};
 use tracing::{error, info, warn};
@@ -23,6 +24,25 @@ const MAX_REFUSALS_PER_APPLY: u32 = 32;
 
 /// Sets that could not be written, and whether that is because they are too large.
 pub type BlockedSets = BTreeMap<SetName, bool>;
+
+/// When refused rules are tried again the first time: what refused them may have been a passing lack of memory.
+const SECOND_CHANCE: Duration = Duration::from_secs(180);
+
+/// Longest pause between such attempts.
+const LAST_CHANCE: Duration = Duration::from_secs(3600);
+
+/// When refused rules are tried again.
+#[derive(Debug)]
+pub(super) struct Chances {
+    pub(super) due: Option<Instant>,
+    pause: Duration,
+}
+
+impl Default for Chances {
+    fn default() -> Self {
+        Self { due: None, pause: SECOND_CHANCE }
+    }
+}
 
 /// Why a chain does not have the wanted contents.
 #[derive(Debug)]
@@ -68,6 +88,41 @@ impl TableDriver {
                 false
             }
             Why::SetUnwritten(_) | Why::Refused { .. } => true,
+        });
+    }
+
+    fn has_refused(&self) -> bool {
+        self.held.values().any(|held| matches!(held.why, Why::Refused { .. }))
+    }
+
+    /// Sees to it that refused rules are tried again some time: nobody else would say that the reason is gone.
+    pub(super) fn plan_second_chance(&mut self, now: Instant) {
+        if !self.has_refused() {
+            if matches!(self.step, Step::Rest) && self.dirty.is_empty() {
+                self.chances = Chances::default();
+            }
+        } else if self.chances.due.is_none() {
+            self.chances.due = Some(now + self.chances.pause);
+            self.chances.pause = self.chances.pause.saturating_mul(2).min(LAST_CHANCE);
+        }
+    }
+
+    /// Takes up chains with refused rules, if it is time.
+    pub(super) fn give_second_chance(&mut self, now: Instant) {
+        if self.chances.due.is_none_or(|due| due > now) {
+            return;
+        }
+        self.chances.due = None;
+        let (dirty, previous) = (&mut self.dirty, &mut self.previous);
+        self.held.retain(|name, held| {
+            let is_refused = matches!(held.why, Why::Refused { .. });
+            if is_refused
+                && dirty.insert(name.clone())
+                && let Some(instead) = &held.instead
+            {
+                previous.insert(name.clone(), Arc::clone(&instead.chain));
+            }
+            !is_refused
         });
     }
 

@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use super::features::Features;
 use super::fight::Fights;
 use super::hash::RuleHash;
-use super::hold::{BlockedSets, Held};
+use super::hold::{BlockedSets, Chances, Held};
 use super::parse::{Entry, Numbered, View, is_our_chain, parse};
 use super::plan::{Edit, HookEdit, PROBE_CHAIN, Setup, Wanted, WantedHooks, probe_input, restore_input};
 use super::refusal::{Complaint, Hunt, essence};
@@ -129,6 +129,7 @@ pub struct TableDriver {
     pub(super) previous: BTreeMap<Box<str>, Arc<Chain>>,
     /// Chains that have other contents than wanted, on purpose.
     pub(super) held: BTreeMap<Box<str>, Held>,
+    pub(super) chances: Chances,
     /// Chains that something foreign refers to, so that they stay.
     pub(super) undeletable: BTreeSet<Box<str>>,
     pub(super) blocked_sets: BlockedSets,
@@ -251,6 +252,7 @@ impl Driver for TableDriver {
         if self.view.is_some() && !self.removals.is_empty() {
             return self.remove_numbered();
         }
+        self.give_second_chance(now);
         if self.view.is_none() || (self.sweeping && self.reading_due().is_some_and(|(due, _)| due <= now)) {
             self.step = Step::Reading;
             return Next::Do(self.save());
@@ -301,6 +303,7 @@ impl Driver for TableDriver {
             self.reason = error.full_text();
             self.backoff.failed(now);
         }
+        self.plan_second_chance(now);
         outcome
     }
 }
@@ -318,6 +321,7 @@ impl TableDriver {
             hooks: BTreeMap::new(),
             previous: BTreeMap::new(),
             held: BTreeMap::new(),
+            chances: Chances::default(),
             undeletable: BTreeSet::new(),
             blocked_sets: BlockedSets::new(),
             view: None,
@@ -393,7 +397,8 @@ impl TableDriver {
         let retry = self.backoff.due().map(|at| (at, "retry of a table"));
         let fought = self.dirty_hooks.iter().filter_map(|name| self.fights.repair_at(name)).min();
         let fought = fought.map(|at| (at, "repair of a chain that is fought over"));
-        [retry, fought].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let chance = self.chances.due.map(|at| (at, "another attempt to write refused rules"));
+        [retry, fought, chance].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// When the table wants to be read in the background; `None` if it is to be read anyway.

@@ -252,6 +252,7 @@ impl State {
             let id = TableId { family: key.family, table: key.table };
             chains.iter().for_each(|chain| self.view_chain(id, chain));
         }
+        self.tell_table(key, chains);
         self.edited();
     }
 }

@@ -11,11 +11,13 @@ use std::time::Duration;
 use dataplane::conntrack::{self, Walk, WalkError};
 use dataplane::ipset::transport::{Contents, Failure, Listing, Op, SetError};
 use dataplane::iptables::parse::is_our_chain;
-use dataplane::iptables::{self, FamilyTools, Features, TableRequest, TableResponse, TableTransport, Tools};
+use dataplane::iptables::{
+    self, FamilyTools, Features, ForeignChange, TableRequest, TableResponse, TableTransport, Tools,
+};
 use dataplane::routes::{Neighbour, News, Reading, RouteOp};
-use dataplane::{DriverError, Kernel, Options, Variant, ipset, routes, sysctl};
+use dataplane::{DriverError, Kernel, Options, Touched, Variant, ipset, routes, sysctl};
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, pending};
+use futures_util::future::{BoxFuture, pending, poll_fn};
 use model::Family;
 use program::{SetName, TableId};
 
@@ -86,6 +88,9 @@ impl Connection {
     /// Returns whether the agent's life ends at this point.
     fn dies_here(&self) -> bool {
         let mut state = self.kernel.state();
+        if state.connection != self.number {
+            return true;
+        }
         let dies = state.faults.crash();
         if dies {
             state.note("crash within");
@@ -104,6 +109,9 @@ impl State {
     pub fn die(&mut self) {
         self.connection += 1;
         self.has_crashed = true;
+        if let Some(undertaker) = self.undertaker.take() {
+            undertaker.wake();
+        }
     }
 }
 
@@ -331,8 +339,9 @@ impl sysctl::Tree for Connection {
     }
 
     fn write(&mut self, setting: &str, value: &str) -> io::Result<()> {
-        let Step { fault, .. } = self.step(setting, true).ok_or_else(no_buffers)?;
+        let Step { fault, .. } = self.step(setting, false).ok_or_else(no_buffers)?;
         let mut state = self.kernel.state();
+        state.counts.settings += 1;
         state.setting(setting)?;
         if fault.is_some() {
             return Err(io::Error::from_raw_os_error(EBUSY));
@@ -421,6 +430,33 @@ impl TableTransport for FamilyConnection {
                 TableRequest::Remove { .. } => self.refused(1, "no rule has this number"),
             }
         }
+        .boxed()
+    }
+
+    fn foreign_changes(&mut self) -> Vec<ForeignChange> {
+        let mut state = self.connection.kernel.state();
+        if state.connection != self.connection.number {
+            return Vec::new();
+        }
+        let of_ours = |key: &TableKey| (key.variant, key.family) == (self.variant, self.family);
+        let (told, rest) = std::mem::take(&mut state.table_news).into_iter().partition(|(key, _)| of_ours(key));
+        state.table_news = rest;
+        let told: Vec<(TableKey, Touched)> = told;
+        let change =
+            |(key, what): (TableKey, Touched)| ForeignChange { table: key.table, what, by: None, is_doubtful: false };
+        told.into_iter().map(change).collect()
+    }
+
+    fn foreign_change(&mut self) -> BoxFuture<'_, ()> {
+        poll_fn(|context| {
+            let mut state = self.connection.kernel.state();
+            let of_ours = |key: &TableKey| (key.variant, key.family) == (self.variant, self.family);
+            if state.connection == self.connection.number && state.table_news.iter().any(|(key, _)| of_ours(key)) {
+                return Poll::Ready(());
+            }
+            state.table_listeners.push(context.waker().clone());
+            Poll::Pending
+        })
         .boxed()
     }
 }
