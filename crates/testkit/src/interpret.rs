@@ -203,6 +203,25 @@ impl Kernel {
         self.sets.iter().map(|(name, set)| (name, &set.members))
     }
 
+    /// Tells what of the other's is not the same here, in words.
+    pub fn lacks_of(&self, other: &Self) -> Vec<String> {
+        let mut words = Vec::new();
+        for ((id, name), chain) in &other.chains {
+            let mine = self.chains.get(&(*id, name.clone()));
+            if mine.is_none_or(|mine| mine.rules != chain.rules) {
+                let rules = |chain: &Arc<Chain>| chain.rules.iter().map(|rule| format!("{rule:?}")).collect::<Vec<_>>();
+                words.push(format!("{id:?} {name} is {:#?} instead of {:#?}", mine.map(rules), rules(chain)));
+            }
+        }
+        for (name, set) in &other.sets {
+            let mine = self.sets.get(name).map(|mine| &mine.members);
+            if mine != Some(&set.members) {
+                words.push(format!("set {name} is {mine:?} instead of {:?}", set.members));
+            }
+        }
+        words
+    }
+
     /// Gives a set that is there other members.
     pub fn replace_members(&mut self, name: &SetName, members: BTreeSet<Member>) {
         if let Some(set) = self.sets.get_mut(name) {

@@ -236,10 +236,17 @@ impl Window {
                 continue;
             }
             let Probe { trip, to_host, .. } = probe;
-            let states = self.states.len();
-            self.findings.push(format!(
-                "after {changed:?}: {trip:?}, to the host: {to_host}, passes, though none of {states} programs lets it"
-            ));
+            let programs = self.states.len();
+            let mut finding = format!(
+                "after {changed:?}: {trip:?}, to the host: {to_host}, passes, though none of {programs} programs lets it"
+            );
+            if self.findings.is_empty() {
+                for (number, program) in self.states.iter().enumerate() {
+                    let differences = state.view().lacks_of(program).join("\n");
+                    finding += &format!("\nwhat is not as in program {number}:\n{differences}");
+                }
+            }
+            self.findings.push(finding);
         }
     }
 }

@@ -337,8 +337,9 @@ impl TableDriver {
             }
             let blocked = || rules().flat_map(Rule::sets).find(|set| self.blocked_sets.contains_key(*set));
             if let Some(set) = too_large.or_else(blocked) {
-                // Former contents first, even for policies: the set is ours to get right, not the policy's. One
-                // that is too large will not get right: what relies on it is closed (users.md U3.b).
+                // Former contents first, even for policies: the set is ours to get right, not the policy's; see
+                // below for when that is not good enough. One that is too large will not get right: what relies
+                // on it is closed (users.md U3.b).
                 let former = (too_large.is_none() && self.has_former_contents(name, view)).then_some(None);
                 let instead = former.or_else(|| self.instead(name)).ok_or_else(|| {
                     format!("chain {name} waits for set {set}, which could not be written, and cannot be closed")
@@ -354,7 +355,33 @@ impl TableDriver {
             }
         }
         self.held.extend(hold);
+        self.close_what_must_not_stay();
         Ok(())
+    }
+
+    /// Closes policies and profiles that were to keep their former contents while other chains get new ones: the two
+    /// together may let through what neither the former program nor the new one lets through. Alone they may stay.
+    fn close_what_must_not_stay(&mut self) {
+        let Some(view) = &self.view else { return };
+        let kept = self.kept();
+        let changes = |name: &Box<str>| {
+            let is_closed = self.held.get(name).is_some_and(|held| held.instead.is_some());
+            let content = self.content(name);
+            !is_closed
+                && !kept.contains(name)
+                && matches!(content, Content::Rules(new) if view.ours.get(name).is_none_or(|old| !new.is_in(old)))
+        };
+        if !self.dirty.iter().any(changes) {
+            return;
+        }
+        let stays = |(_, held): &(&Box<str>, &Held)| matches!((&held.why, &held.instead), (Why::SetUnwritten(_), None));
+        let names: Vec<Box<str>> = self.held.iter().filter(stays).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let instead = self.instead(&name).flatten();
+            if let (Some(held), Some(instead)) = (self.held.get_mut(&name), instead) {
+                held.instead = Some(instead);
+            }
+        }
     }
 
     /// Chains that stay as they are: the held ones without a substitute, and unwanted ones that those refer to.
