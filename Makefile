@@ -16,14 +16,14 @@ HISTORIES ?= 1000000
 VERDICTS ?= 300000
 # How many random worlds `make worlds` goes through, for each variant of iptables.
 WORLDS ?= 5000
-# How often `make kills` kills an agent, for each variant of iptables, and the seed of the moments.
+# How often `make kills` kills an agent, for each variant of iptables, and the seed of the moments. `make simulate` goes
+# through the world of this seed alone, or begins with it if SIMULATE is given, too.
 KILLS ?= 200
 SEED ?= 1
 # How many seconds `make clobber` lets somebody write back old tables, for each variant.
 CLOBBER ?= 600
-
 # How many events and faults `make simulate` goes through.
-EVENTS ?= 1000000
+SIMULATE ?= 1000000
 
 .PHONY: help demo test worlds kills clobber bench histories simulate mutants setup lint clean
 
@@ -37,8 +37,9 @@ help:
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
 	@echo "             parts: make bench BENCH='--only label-index'; BENCH=--help lists them"
 	@echo 'make histories  hold graph, program and policy against many more random histories (HISTORIES=n VERDICTS=n) than make test'
-	@echo 'make simulate  run the agent core on a simulated kernel through a million events, faults and crashes (EVENTS=n)'
-	@echo 'make mutants seed faults into graph and compiler, one at a time: every one must fail a test'
+	@echo 'make simulate  run the agent core on a simulated kernel through a million events, faults and crashes (SIMULATE=n)'
+	@echo '             one world again: make simulate SEED=n; others: make simulate SIMULATE=n SEED=first'
+	@echo 'make mutants seed faults into graph, compiler and drivers, one at a time: every one must fail a test'
 	@echo "             some of them: make mutants MUTANTS='--lists compiler,hosts' or MUTANTS='--only text'"
 	@echo 'make setup   install what is missing: compiler, protoc, iptables, ipset, iproute2, etcd'
 	@echo 'make lint    formatting, clippy and the architecture check'
@@ -73,6 +74,15 @@ bench: setup
 histories: setup
 	FELIX_HISTORIES=$(HISTORIES) $(CARGO) test --package graph --test properties -- --test-threads=1
 	FELIX_HISTORIES=$(VERDICTS) $(CARGO) test --release --package compiler --test verdicts
+
+# What is a choice of the caller, and what stands above.
+GIVEN = $(filter-out file undefined,$(origin $(1)))
+
+# Not as a release build: the assertions inside it count too, and what matters is optimised anyway.
+simulate: setup
+	FELIX_SIMULATION=$(if $(call GIVEN,SEED),$(if $(call GIVEN,SIMULATE),$(SIMULATE),1),$(SIMULATE)) \
+	$(if $(call GIVEN,SEED),FELIX_SIMULATION_SEED=$(SEED)) \
+	$(CARGO) test --package felix-tests --test simulation -- --nocapture whatever_goes_wrong
 
 # Builds and tests anew for every fault: most of an hour on two cores. One copy of the tree per job, below
 # target/mutants; one run at a time; an interrupt ends it with all it started.

@@ -201,8 +201,12 @@ impl IpSets {
         report.held.extend(kept.filter_map(|(name, set)| {
             Some(format!("set {name} is not wanted but cannot be destroyed: {}", set.problem.as_ref()?))
         }));
-        let waits = |set: &Set| set.wanted.is_some() && !set.is_filled() && !set.backoff.ready(now);
-        report.waiting = self.busy_sets().find(|(_, set)| waits(set)).and_then(|(_, set)| set.problem.clone());
+        let waits = |name: &SetName, set: &Set| {
+            let undone = !set.is_filled() || set.removals(name).is_some();
+            set.wanted.is_some() && undone && !set.backoff.ready(now)
+        };
+        let waiting = self.busy_sets().find(|(name, set)| waits(name, set));
+        report.waiting = waiting.and_then(|(_, set)| set.problem.clone());
         report
     }
 

@@ -15,7 +15,7 @@ use dataplane::iptables::refusal::Complaint;
 use model::Family;
 use program::{Member, SetKind, SetName, Table};
 use testkit::interpret::Bits;
-use testkit::kernel::tables::{self, Chains, References};
+use testkit::kernel::tables::{self, Chains, Quirks};
 use testkit::kernel::{SimKernel, TableKey};
 use testkit::netns::in_new_netns;
 use testkit::world::Dice;
@@ -53,7 +53,7 @@ fn compare_tables(variant: Variant, family: Family) {
         let (status, _, stderr) = run(&program("restore"), &["--noflush"], &input);
         let contents = |table| simulated[usize::from(table == Table::Mangle)].clone();
         let has_set = |set: &str| set != "nosuch";
-        let (done, refusal) = tables::restore(variant, References::Current, &input, contents, has_set);
+        let (done, refusal) = tables::restore(variant, Quirks::default(), &input, contents, has_set);
         for transaction in done {
             simulated[usize::from(transaction.table == Table::Mangle)] = transaction.after;
         }
@@ -209,7 +209,7 @@ fn compare_sets() {
             assert_eq!(status, 0, "{stderr}");
             let mut state = kernel.state();
             let (mut done, _) =
-                tables::restore(Variant::Legacy, References::Current, &input, |_| Chains::default(), |_| true);
+                tables::restore(Variant::Legacy, Quirks::default(), &input, |_| Chains::default(), |_| true);
             state.tables.insert(key, done.pop().unwrap().after);
             continue;
         }

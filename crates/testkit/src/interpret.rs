@@ -203,14 +203,27 @@ impl Kernel {
         self.sets.iter().map(|(name, set)| (name, &set.members))
     }
 
-    /// Tells what of the other's is not the same here, in words.
+    /// The hooks of the base chains.
+    pub fn hooks(&self) -> impl Iterator<Item = (&(TableId, BaseChain), &Hooks)> {
+        self.hooks.iter()
+    }
+
+    /// Tells what of the other's is not the same here, in words. Where rules come from does not count.
     pub fn lacks_of(&self, other: &Self) -> Vec<String> {
         let mut words = Vec::new();
+        let shown = |rules: &[Rule]| -> Vec<String> { rules.iter().map(|rule| format!("{rule:?}")).collect() };
         for ((id, name), chain) in &other.chains {
             let mine = self.chains.get(&(*id, name.clone()));
-            if mine.is_none_or(|mine| mine.rules != chain.rules) {
-                let rules = |chain: &Arc<Chain>| chain.rules.iter().map(|rule| format!("{rule:?}")).collect::<Vec<_>>();
-                words.push(format!("{id:?} {name} is {:#?} instead of {:#?}", mine.map(rules), rules(chain)));
+            if mine.is_none_or(|mine| !are_written_alike(&mine.rules, &chain.rules)) {
+                let mine = mine.map(|mine| shown(&mine.rules));
+                words.push(format!("{id:?} {name} is {mine:#?} instead of {:#?}", shown(&chain.rules)));
+            }
+        }
+        for ((id, base), hooks) in &other.hooks {
+            let all = |hooks: &Hooks| hooks.inserts.iter().chain(&hooks.appends).cloned().collect::<Vec<_>>();
+            let mine = self.hooks.get(&(*id, *base)).map(all).unwrap_or_default();
+            if !are_written_alike(&mine, &all(hooks)) {
+                words.push(format!("{id:?} {base:?} is {mine:#?} instead of {hooks:#?}"));
             }
         }
         for (name, set) in &other.sets {
@@ -220,6 +233,21 @@ impl Kernel {
             }
         }
         words
+    }
+
+    /// Puts one rule in the place of all rules of some chains. Returns which.
+    pub fn close_chains(
+        &mut self,
+        rule: &Rule,
+        is_meant: impl Fn(&TableId, &Chain) -> bool,
+    ) -> BTreeSet<(TableId, ChainName)> {
+        let meant = self.chains.iter_mut().filter(|((id, _), chain)| is_meant(id, chain));
+        meant
+            .map(|((id, name), chain)| {
+                *chain = Arc::new(Chain { name: name.clone(), rules: vec![rule.clone()] });
+                (*id, name.clone())
+            })
+            .collect()
     }
 
     /// Gives a set that is there other members.
@@ -355,4 +383,13 @@ impl Kernel {
         state.depth -= 1;
         end
     }
+}
+
+/// Whether rules are the same as far as the kernel sees them.
+fn are_written_alike(some: &[Rule], others: &[Rule]) -> bool {
+    let alike = |(one, other): (&Rule, &Rule)| {
+        let Rule { matches, action, comments, origin: _ } = one;
+        (matches, action, comments) == (&other.matches, &other.action, &other.comments)
+    };
+    some.len() == others.len() && some.iter().zip(others).all(alike)
 }

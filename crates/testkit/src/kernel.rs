@@ -40,7 +40,7 @@ use faults::{Faults, Rates};
 pub use routes::Link;
 use rules::Line;
 use sets::Set;
-use tables::{Chains, References, base_chains};
+use tables::{Chains, Quirks, base_chains};
 
 /// Which table of which variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,9 +75,9 @@ pub struct Counts {
     /// Settings that were written.
     pub settings: u64,
     pub faults: u64,
+    /// Those that met requests about sets.
+    pub set_faults: u64,
     pub edits: u64,
-    /// Transactions that named a set or a chain that is not there.
-    pub missing: u64,
 }
 
 /// Everything that the kernel has.
@@ -85,14 +85,21 @@ pub struct Counts {
 pub struct State {
     /// What [`dataplane::iptables::Backend::choose`] finds.
     pub variant: Variant,
-    pub references: References,
+    pub quirks: Quirks,
+    /// Sets can be listed without their members, and chains read one by one.
+    pub is_modern: bool,
+    /// What others do is told, or it is told that something was lost. They leave sets alone, of which nothing is told.
+    pub tells_all: bool,
     pub tables: BTreeMap<TableKey, Chains>,
     pub sets: BTreeMap<String, Set>,
     pub routes: BTreeMap<Family, Vec<(RouteKey, KernelRoute)>>,
     pub neighbours: BTreeSet<Neighbour>,
     pub links: BTreeMap<Name, Link>,
-    /// Addresses with tracked flows.
-    pub flows: BTreeSet<IpAddr>,
+    /// Addresses with tracked flows, and the interface that these lead to.
+    pub flows: BTreeMap<IpAddr, u32>,
+    /// No address may be routed to another interface while there are flows to the former one. Only where nothing goes
+    /// wrong: an agent that died, or does not get flows removed, cannot see to that.
+    pub guards_flows: bool,
     pub settings: BTreeMap<String, String>,
     pub counts: Counts,
     pub faults: Faults,
@@ -113,6 +120,8 @@ pub struct State {
     table_news: Vec<(TableKey, Touched)>,
     table_listeners: Vec<Waker>,
     observer: Option<Box<dyn Observer>>,
+    /// The set that the agent is reading bit by bit: it can be neither destroyed nor exchanged.
+    in_reading: Option<String>,
     /// Number of the connection whose requests are heard.
     connection: u64,
     trace: u64,
@@ -128,13 +137,17 @@ impl SimKernel {
     pub fn new(seed: u64, variant: Variant, bits: Bits) -> Self {
         Self(Arc::new(Mutex::new(State {
             variant,
-            references: References::Current,
+            quirks: Quirks::default(),
+            is_modern: true,
+            tells_all: false,
+            in_reading: None,
             tables: BTreeMap::new(),
             sets: BTreeMap::new(),
             routes: BTreeMap::new(),
             neighbours: BTreeSet::new(),
             links: BTreeMap::new(),
-            flows: BTreeSet::new(),
+            flows: BTreeMap::new(),
+            guards_flows: false,
             settings: routes::settings(),
             counts: Counts::default(),
             faults: Faults::new(seed, Rates::default()),
@@ -166,6 +179,7 @@ impl SimKernel {
             let mut state = self.state();
             state.connection += 1;
             state.has_crashed = false;
+            state.in_reading = None;
             state.is_listened_to = false;
             state.listener = None;
             state.table_news.clear();
@@ -253,11 +267,15 @@ impl State {
     }
 
     fn tell_table(&mut self, key: TableKey, chains: &[Box<str>]) {
-        if self.faults.fault().is_some() {
+        let touched = match (self.faults.fault().is_some(), self.tells_all) {
             // Lost without a trace: only a look at the table finds it.
-            return;
-        }
-        self.table_news.push((key, Touched::Chains(chains.iter().cloned().collect())));
+            (true, false) => return,
+            (true, true) => Touched::All,
+            // Of these no more is told than that they changed.
+            (false, _) if key.variant == Variant::Legacy => Touched::All,
+            (false, _) => Touched::Chains(chains.iter().cloned().collect()),
+        };
+        self.table_news.push((key, touched));
         self.table_listeners.drain(..).for_each(Waker::wake);
     }
 

@@ -1,4 +1,4 @@
-//! Seeds faults into the graph and the compiler, one at a time, and asks the tests whether they notice.
+//! Seeds faults into graph, compiler and drivers, one at a time, and asks the tests whether they notice.
 //!
 //! The faults are in `crates/xtask/mutants/*.txt`:
 //!

@@ -68,7 +68,7 @@ impl Shared {
 }
 
 /// One life of an agent, from its start; ends only by being dropped.
-pub(crate) async fn live(shared: Rc<Shared>, kernel: SimKernel, setup: Setup, probes: Option<Probes>, mut dice: Dice) {
+pub(crate) async fn live(shared: Rc<Shared>, kernel: SimKernel, setup: Setup, probes: Probes, mut dice: Dice) {
     {
         let mut store = shared.store.borrow_mut();
         store.backlog = Backlog::default();
@@ -77,9 +77,7 @@ pub(crate) async fn live(shared: Rc<Shared>, kernel: SimKernel, setup: Setup, pr
         *shared.is_quiet.borrow_mut() = false;
     }
     let connection = kernel.connect(&setup.dataplane);
-    if let Some(probes) = &probes {
-        probes.start(&kernel.state());
-    }
+    probes.start(&kernel.state());
     let writes = |kernel: &SimKernel| {
         let counts = kernel.state().counts;
         (counts.writes, counts.settings)
@@ -120,13 +118,7 @@ pub(crate) async fn live(shared: Rc<Shared>, kernel: SimKernel, setup: Setup, pr
     }
 }
 
-async fn work(
-    shared: &Shared,
-    kernel: &SimKernel,
-    mut core: GraphThread,
-    mut apply: ApplyLoop,
-    probes: Option<Probes>,
-) {
+async fn work(shared: &Shared, kernel: &SimKernel, mut core: GraphThread, mut apply: ApplyLoop, probes: Probes) {
     let mut again: Option<Instant> = None;
     let mut rested = clock::now();
     let mut is_first = true;
@@ -168,18 +160,17 @@ async fn work(
         if is_batch {
             seq = changes.seq;
             kernel.state().announce(&changes);
-            if let Some(probes) = &probes {
-                probes.hand_over(&changes, is_first).unwrap_or_else(|fault| panic!("{fault}"));
-            }
+            probes.hand_over(&changes, is_first).unwrap_or_else(|fault| panic!("{fault}"));
             is_first = false;
         }
         let report = apply.apply(changes).await;
         *shared.applies.borrow_mut() += 1;
-        let held = report.drivers.iter().any(|driver| !driver.held.is_empty());
+        let is_meant = |line: &String| probes.is_rightly_closed(line);
+        let held = report.drivers.iter().any(|driver| !driver.held.iter().all(is_meant));
         let is_fine = !report.failed() && !held;
         *shared.trouble.borrow_mut() = if is_fine { String::new() } else { format!("{:?}", report.drivers) };
-        if is_fine && let Some(probes) = &probes {
-            probes.in_force();
+        if is_fine {
+            probes.in_force(&kernel.state());
         }
         rested = clock::now() + LEAST_PAUSE;
         again = report.again.map(|(at, _)| at.max(rested));

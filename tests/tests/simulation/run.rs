@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use dataplane::{ChainInsertMode, Options, Variant};
 use model::{Family, LinkState, Name, Update};
 use testkit::interpret::Bits;
 use testkit::kernel::faults::Rates;
-use testkit::kernel::tables::References;
+use testkit::kernel::tables::{Quirks, References};
 use testkit::kernel::{Link, SimKernel, State};
 use testkit::world::{Dice, Domain, PREFIX, UPLINK};
 
@@ -98,20 +99,32 @@ impl World {
             openstack: dice.one_in(4),
             ..compiler::Options::default()
         };
+        // Half of the worlds are never looked at without a cause: whatever goes wrong, drivers must know themselves.
+        let refreshes = dice.one_in(2);
+        let defaults = Options::default();
         let dataplane = Options {
             variant: Some(variant),
+            table_refresh: defaults.table_refresh.filter(|_| refreshes),
+            set_refresh: defaults.set_refresh.filter(|_| refreshes),
+            route_refresh: defaults.route_refresh.filter(|_| refreshes),
+            post_write_check: if refreshes { defaults.post_write_check } else { Duration::from_secs(1_000_000) },
             // Much shorter than by default, so that those that hang come to an end while something else happens.
             program_timeout: Duration::from_secs(30),
             insert_mode: if dice.one_in(3) { ChainInsertMode::Append } else { ChainInsertMode::Insert },
-            ..Options::default()
+            ..defaults
         };
+        let lacks_icmp = dice.one_in(4);
+        let mood = dice.pick(&[Mood::Calm, Mood::Faulty, Mood::Faulty, Mood::Wild]);
         let marks = &compiler.marks;
         let bits = Bits { ours: marks.all() | marks.drop, never_left: marks.drop };
         let kernel = SimKernel::new(seed, variant, bits);
-        let probes = Probes::new(seed, bits, Domain::small());
+        let probes = Probes::new(seed, bits, Domain::small(), lacks_icmp);
         {
             let mut state = kernel.state();
-            state.references = dice.pick(&[References::Current, References::AndAtStart]);
+            state.quirks = Quirks { references: dice.pick(&[References::Current, References::AndAtStart]), lacks_icmp };
+            state.is_modern = !dice.one_in(4);
+            state.tells_all = !refreshes;
+            state.guards_flows = mood == Mood::Calm;
             state.settle_others(&mut dice);
             if dice.one_in(2) {
                 state.leave_stale_state(&mut dice);
@@ -122,7 +135,6 @@ impl World {
         for update in Domain::beginning() {
             shared.put(update);
         }
-        let mood = dice.pick(&[Mood::Calm, Mood::Faulty, Mood::Faulty, Mood::Wild]);
         let mut world = Self {
             seed,
             dice,
@@ -167,7 +179,7 @@ impl World {
             (Rc::clone(&self.shared), self.kernel.clone(), self.setup.clone(), self.probes.clone());
         let mut birth = move || -> Pin<Box<dyn Future<Output = ()>>> {
             let dice = Dice::new(lives.roll(u64::MAX));
-            Box::pin(live(Rc::clone(&shared), kernel.clone(), setup.clone(), Some(probes.clone()), dice))
+            Box::pin(live(Rc::clone(&shared), kernel.clone(), setup.clone(), probes.clone(), dice))
         };
         let mut agent = birth();
         let kernel = self.kernel.clone();
@@ -255,7 +267,12 @@ impl World {
             }
             6 if self.mood != Mood::Calm && self.dice.one_in(3) => self.kernel.state().die(),
             _ => {
-                let update = self.domain.update(&mut self.dice);
+                let mut update = self.domain.update(&mut self.dice);
+                if let Update::WorkloadEndpoint(_, Some(endpoint)) = &mut update {
+                    // The one thing that makes the raw table let more through.
+                    let nets = ["10.0.0.0/8", "fd00::/8", "0.0.0.0/1", "8000::/1"].map(|net| net.parse().ok());
+                    Arc::make_mut(endpoint).allowed_spoofed = self.dice.some(&nets, 1).into_iter().flatten().collect();
+                }
                 self.shared.put(update);
             }
         }
@@ -314,6 +331,15 @@ impl World {
         if !*self.shared.is_quiet.borrow() {
             return Err(format!("not settled: {}", self.shared.trouble.borrow()));
         }
+        let insert_mode = self.setup.dataplane.insert_mode;
+        if let Some(lack) = self.probes.lacks(&self.kernel.state(), insert_mode).first() {
+            return Err(format!("the kernel is not as the last program says: {lack}"));
+        }
+        if self.mood == Mood::Calm
+            && let Some(address) = self.kernel.state().orphans().first()
+        {
+            return Err(format!("{address} has no route any more, but tracked flows"));
+        }
         self.compare().await?;
         self.kernel.state().is_tainted = false;
         if self.dice.one_in(3) {
@@ -322,7 +348,8 @@ impl World {
             tokio::time::sleep(Duration::from_secs(200)).await;
             self.check()?;
             let writes = self.kernel.state().counts.writes - before;
-            if writes > 0 {
+            // Whether the kernel takes what it refused once, a new agent must find out.
+            if writes > 0 && !self.probes.is_refused() {
                 return Err(format!("a new agent wrote {writes} times though nothing had changed (U1.b)"));
             }
         }
@@ -333,6 +360,8 @@ impl World {
     async fn compare(&self) -> Result<(), String> {
         let (variant, links) = (self.setup.dataplane.variant.unwrap_or(Variant::Legacy), self.links.borrow().clone());
         let fresh = SimKernel::new(self.seed, variant, Bits { ours: u32::MAX, never_left: 0 });
+        fresh.state().quirks = self.kernel.state().quirks;
+        let probes = self.probes.alone();
         for (name, (link, _)) in &links {
             fresh.state().set_link(name, Some(*link));
         }
@@ -340,10 +369,13 @@ impl World {
         for update in self.shared.store.borrow().facts.values() {
             shared.put(update.clone());
         }
-        let agent = live(Rc::clone(&shared), fresh.clone(), self.setup.clone(), None, Dice::new(self.seed));
+        let agent = live(Rc::clone(&shared), fresh.clone(), self.setup.clone(), probes.clone(), Dice::new(self.seed));
         tokio::time::timeout(Duration::from_secs(30), agent).await.ok();
         if !*shared.is_quiet.borrow() {
             return Err(format!("a new agent on an empty kernel does not settle: {}", shared.trouble.borrow()));
+        }
+        if let Some(finding) = probes.take_findings().first() {
+            return Err(format!("a new agent on an empty kernel: {finding}"));
         }
         let (here, there) = (self.kernel.state(), fresh.state());
         let facts = [

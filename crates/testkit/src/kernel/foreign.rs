@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dataplane::iptables::parse::is_our_chain;
-use dataplane::routes::{KernelRoute, RouteKey};
+use dataplane::routes::{KernelRoute, Neighbour, NeighbourNews, News, RouteKey, RouteOp};
 use model::Family;
 use program::{Member, SetKind, Table, TableId};
 
@@ -87,8 +87,9 @@ impl State {
         match dice.roll(16) {
             0..=5 => self.edit_rule(dice),
             6 | 7 => self.edit_hooks(dice),
-            8..=10 => self.edit_set(dice),
-            11..=13 => self.edit_routes(dice),
+            8..=10 if !self.tells_all => self.edit_set(dice),
+            11 | 12 => self.edit_routes(dice),
+            13 => self.edit_neighbours(dice),
             14 => self.flush_table(dice),
             _ => self.add_foreign_rule(dice),
         }
@@ -186,7 +187,7 @@ impl State {
             return None;
         }
         let name = dice.pick(&ours);
-        let in_use = self.is_set_in_use(&name);
+        let in_use = self.is_set_busy(&name);
         let set = self.sets.get_mut(&name)?;
         let word = match dice.roll(4) {
             0 if !in_use => {
@@ -245,6 +246,41 @@ impl State {
             self.tell_route(family, key, route, false, SOMEBODY);
         }
         Some("foreign route")
+    }
+
+    /// Somebody else writes or removes a route, and the agent is told.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's number.
+    pub fn somebody_routes(&mut self, family: Family, op: &RouteOp) -> Result<(), i32> {
+        let (RouteOp::Replace(key, _) | RouteOp::Delete(key, _)) = op;
+        let had = |state: &Self, index: u32| {
+            let mut routes = state.routes.get(&family).into_iter().flatten();
+            routes.find(|(have, route)| have == key && (index == 0 || route.index == index)).copied()
+        };
+        let before = had(self, if let RouteOp::Delete(_, index) = op { *index } else { 0 });
+        self.perform_route(family, op)?;
+        match (op, before) {
+            // IPv4 has nothing to tell of a route that replaces itself.
+            (RouteOp::Replace(_, route), Some((_, had))) if *route == had && family == Family::V4 => {}
+            (RouteOp::Replace(key, route), _) => self.tell_route(family, *key, *route, false, SOMEBODY),
+            (RouteOp::Delete(..), Some((key, route))) => self.tell_route(family, key, route, true, SOMEBODY),
+            (RouteOp::Delete(..), None) => {}
+        }
+        Ok(())
+    }
+
+    fn edit_neighbours(&mut self, dice: &mut Dice) -> Option<&'static str> {
+        let all: Vec<Neighbour> = self.neighbours.iter().copied().collect();
+        if all.is_empty() {
+            return None;
+        }
+        let gone = dice.pick(&all);
+        self.neighbours.remove(&gone);
+        let Neighbour { index, address, mac: _ } = gone;
+        self.tell(News::Neighbour(NeighbourNews { index, address, mac: None }));
+        Some("neighbour removed")
     }
 
     fn table_edited(&mut self, key: TableKey, chains: &[Box<str>]) {

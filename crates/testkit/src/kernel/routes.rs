@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 
 use dataplane::routes::{KernelRoute, Neighbour, NeighbourNews, News, RouteKey, RouteOp};
+use ipnet::IpNet;
 use model::{Family, Name};
 
 use super::State;
@@ -98,17 +100,42 @@ impl State {
                 }
             }
             RouteOp::Delete(key, index) => {
-                let is =
-                    |(have, route): &(RouteKey, KernelRoute)| have == key && (*index == 0 || route.index == *index);
-                let at = routes.iter().position(is).ok_or(ESRCH)?;
+                // IPv4 takes a metric of 0 for any; the lowest goes.
+                let any = family == Family::V4 && key.metric == 0;
+                let is_meant = |(have, route): &(RouteKey, KernelRoute)| {
+                    (have == key || any && (have.destination, have.tos) == (key.destination, key.tos))
+                        && (*index == 0 || route.index == *index)
+                };
+                let meant = (0..routes.len()).filter(|at| is_meant(&routes[*at]));
+                let at = meant.min_by_key(|at| routes[*at].0.metric).ok_or(ESRCH)?;
                 routes.remove(at);
             }
         }
         Ok(())
     }
 
+    /// Whoever has an address talks at once.
+    pub(super) fn let_flow(&mut self, op: &RouteOp) {
+        let RouteOp::Replace(key, route) = op else { return };
+        if key.destination.prefix_len() < key.destination.max_prefix_len() {
+            return;
+        }
+        let address = key.destination.addr();
+        let former = self.flows.insert(address, route.index).filter(|former| *former != route.index);
+        if let Some(former) = former.filter(|_| self.guards_flows) {
+            self.complain(format!("{address} is routed to {}, but there are flows to {former}", route.index));
+        }
+    }
+
+    /// Addresses with flows that have no route any more.
+    pub fn orphans(&self) -> Vec<IpAddr> {
+        let is_routed =
+            |address: IpAddr| self.routes.values().flatten().any(|(key, _)| key.destination == IpNet::from(address));
+        self.flows.keys().copied().filter(|address| !is_routed(*address)).collect()
+    }
+
     pub(super) fn write_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), i32> {
-        if !self.links.values().any(|link| link.index == neighbour.index && link.up) {
+        if !self.links.values().any(|link| link.index == neighbour.index) {
             return Err(ENODEV);
         }
         self.neighbours.retain(|have| (have.index, have.address) != (neighbour.index, neighbour.address));

@@ -18,6 +18,8 @@ pub struct Line {
     pub hash: Option<Box<str>>,
     /// The kernel would not have it.
     pub is_bad: bool,
+    /// It asks for a type of ICMP.
+    pub is_icmp: bool,
 }
 
 impl Line {
@@ -90,7 +92,7 @@ impl Line {
             push(&mut text, &tail);
         }
         let is_bad = icmp && protocol.as_deref() != Some("icmp");
-        Self { text: text.into(), target, sets, hash, is_bad }
+        Self { text: text.into(), target, sets, hash, is_bad, is_icmp: icmp }
     }
 
     /// Returns whether an agent of ours made it.

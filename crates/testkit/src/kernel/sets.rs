@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dataplane::ipset::transport::{Contents, Op, SetError};
+use dataplane::ipset::transport::{Contents, Header, Headers, Op, SetError};
 use model::Family;
 use program::{Member, SetKind, SetName};
 
@@ -21,15 +21,28 @@ pub struct Set {
 }
 
 impl Set {
-    fn contents(&self, complete: bool) -> Contents {
-        let type_name = self.foreign_type.unwrap_or(match self.kind {
+    fn type_name(&self) -> &'static str {
+        self.foreign_type.unwrap_or(match self.kind {
             SetKind::Address => "hash:ip",
             SetKind::Net => "hash:net",
             SetKind::AddressPort => "hash:ip,port",
-        });
+        })
+    }
+
+    fn header(&self) -> Header {
+        Header {
+            type_name: self.type_name().to_owned(),
+            family: Some(self.family),
+            max_members: Some(self.max_members),
+            special: self.foreign_type.is_some(),
+            members: u32::try_from(self.members.len()).ok(),
+        }
+    }
+
+    fn contents(&self, complete: bool) -> Contents {
         let shown = |(n, member): (usize, &Member)| (complete || n.is_multiple_of(2)).then_some(*member);
         Contents {
-            type_name: type_name.to_owned(),
+            type_name: self.type_name().to_owned(),
             family: Some(self.family),
             max_members: Some(self.max_members),
             odd: self.foreign_type.is_some(),
@@ -44,6 +57,19 @@ impl State {
     pub(super) fn set_names(&self, complete: bool) -> Vec<String> {
         let shown = |(n, name): (usize, &String)| (complete || n.is_multiple_of(2)).then(|| name.clone());
         self.sets.keys().enumerate().filter_map(shown).collect()
+    }
+
+    /// Headers of all sets of ours; of half of them with the fault.
+    pub(super) fn set_headers(&self, complete: bool) -> Headers {
+        let mut headers = Headers { complete, ..Headers::default() };
+        for name in self.set_names(complete) {
+            let ours = SetName::new(&name).filter(|_| is_ours(&name)).zip(self.sets.get(&name));
+            match ours {
+                Some((known, set)) => drop(headers.ours.insert(known, set.header())),
+                None => headers.others += 1,
+            }
+        }
+        headers
     }
 
     pub(super) fn set_contents(&self, name: &SetName, complete: bool) -> Option<Contents> {
@@ -89,6 +115,9 @@ impl State {
                 self.set_changed(name.as_str());
             }
             Op::Swap { set, with } => {
+                if [set, with].into_iter().any(|name| self.in_reading.as_deref() == Some(name.as_str())) {
+                    return Err((0, SetError::Busy));
+                }
                 let (a, b) = (self.sets.get(set.as_str()), self.sets.get(with.as_str()));
                 let (a, b) = a.cloned().zip(b.cloned()).ok_or_else(missing)?;
                 if (a.kind, a.family, a.foreign_type) != (b.kind, b.family, b.foreign_type) {
@@ -100,7 +129,7 @@ impl State {
                 self.set_changed(with.as_str());
             }
             Op::Destroy { set: name } => {
-                if self.is_set_in_use(name.as_str()) {
+                if self.is_set_busy(name.as_str()) {
                     return Err((0, SetError::Busy));
                 }
                 self.sets.remove(name.as_str());
@@ -110,10 +139,20 @@ impl State {
         Ok(())
     }
 
+    /// Whether the set cannot be destroyed: a rule names it, or the agent is in the middle of reading it.
+    pub(super) fn is_set_busy(&self, name: &str) -> bool {
+        self.in_reading.as_deref() == Some(name) || self.is_set_in_use(name)
+    }
+
     /// Whether a rule of any table of any variant names the set.
     pub fn is_set_in_use(&self, name: &str) -> bool {
         self.tables.values().any(|table| table.names_set(name))
     }
+}
+
+/// Whether a set is an agent's, by its name.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.starts_with("cali") || name.starts_with("felix-")
 }
 
 fn add(set: &mut Set, member: Member) -> Result<(), SetError> {

@@ -46,6 +46,20 @@ pub enum References {
     AndAtStart,
 }
 
+/// What kernels differ in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quirks {
+    pub references: References,
+    /// It refuses every rule that asks for a type of ICMP over IPv4.
+    pub lacks_icmp: bool,
+}
+
+impl Default for Quirks {
+    fn default() -> Self {
+        Self { references: References::Current, lacks_icmp: false }
+    }
+}
+
 const TARGETS: [&str; 16] = [
     "ACCEPT",
     "DROP",
@@ -128,7 +142,7 @@ impl Chains {
 /// and the refusal that ends it.
 pub fn restore(
     variant: Variant,
-    references: References,
+    quirks: Quirks,
     input: &str,
     contents: impl Fn(Table) -> Chains,
     has_set: impl Fn(&str) -> bool,
@@ -146,12 +160,12 @@ pub fn restore(
                     let earlier = done.iter().rev().find(|transaction| transaction.table == table);
                     let mut before = earlier.map_or_else(|| contents(table), |earlier| earlier.after.clone());
                     before.make(table);
-                    open = Some(Open::new(variant, table, before));
+                    open = Some(Open::new(variant, quirks, table, before));
                     Ok(())
                 }
                 None => Err(failed(variant, number, "")),
             },
-            (Some(_), "COMMIT") => match open.take().map(|open| open.commit(references, number)) {
+            (Some(_), "COMMIT") => match open.take().map(|open| open.commit(number)) {
                 Some(Ok(transaction)) => {
                     done.push(transaction);
                     Ok(())
@@ -213,6 +227,7 @@ enum Late {
 
 struct Open {
     variant: Variant,
+    quirks: Quirks,
     table: Table,
     before: Chains,
     after: Chains,
@@ -225,10 +240,10 @@ struct Open {
 }
 
 impl Open {
-    fn new(variant: Variant, table: Table, before: Chains) -> Self {
+    fn new(variant: Variant, quirks: Quirks, table: Table, before: Chains) -> Self {
         let after = before.clone();
         let touched = BTreeSet::new();
-        Self { variant, table, before, after, touched, refused: Vec::new(), noticed: None, deleted: Vec::new() }
+        Self { variant, quirks, table, before, after, touched, refused: Vec::new(), noticed: None, deleted: Vec::new() }
     }
 
     fn line(&mut self, number: u32, line: &str, has_set: &impl Fn(&str) -> bool) -> Result<(), Refusal> {
@@ -304,7 +319,7 @@ impl Open {
             }
             self.noticed.get_or_insert(Late::UnknownTarget(target.clone()));
         }
-        if rule.is_bad {
+        if rule.is_bad || (rule.is_icmp && self.quirks.lacks_icmp) {
             self.refused.push((number, "RULE_APPEND failed (Invalid argument): rule in chain".to_owned()));
         }
         Ok(Arc::new(rule))
@@ -327,7 +342,7 @@ impl Open {
         Ok(())
     }
 
-    fn commit(mut self, references: References, number: u32) -> Result<Transaction, Refusal> {
+    fn commit(mut self, number: u32) -> Result<Transaction, Refusal> {
         match self.noticed.take() {
             Some(Late::Refused(refusal)) => return Err(refusal),
             Some(Late::UnknownTarget(target)) => {
@@ -335,7 +350,7 @@ impl Open {
             }
             None => {}
         }
-        if references == References::AndAtStart && self.variant == Variant::Nft {
+        if self.quirks.references == References::AndAtStart && self.variant == Variant::Nft {
             for (line, chain) in &self.deleted {
                 if self.before.is_referenced(chain) {
                     let text = format!("CHAIN_DEL failed (Device or resource busy): chain {chain}");

@@ -9,19 +9,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use dataplane::conntrack::{self, Walk, WalkError};
-use dataplane::ipset::transport::{Contents, Failure, Listing, Op, SetError};
+use dataplane::ipset::transport::{Contents, Failure, Headers, Listing, Op, SetError, Slice};
+use dataplane::iptables::hash::RuleHash;
 use dataplane::iptables::parse::is_our_chain;
 use dataplane::iptables::{
     self, FamilyTools, Features, ForeignChange, TableRequest, TableResponse, TableTransport, Tools,
 };
 use dataplane::routes::{Neighbour, News, Reading, RouteOp};
-use dataplane::{DriverError, Kernel, Options, Touched, Variant, ipset, routes, sysctl};
+use dataplane::{DriverError, Kernel, Options, ReadRule, Touched, Variant, ipset, routes, sysctl};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, pending, poll_fn};
 use model::Family;
-use program::{SetName, TableId};
+use program::{Member, SetName, TableId};
 
 use super::faults::Fault;
+use super::rules::Line;
+use super::sets::is_ours;
 use super::tables::{self, Transaction};
 use super::{Changed, SimKernel, State, TableKey};
 
@@ -31,7 +34,7 @@ const ENOBUFS: i32 = 105;
 pub(super) fn kernel(kernel: &SimKernel, number: u64, options: &Options) -> Kernel {
     let connection = || Connection { kernel: kernel.clone(), number };
     Kernel {
-        sets: Box::new(connection()),
+        sets: Box::new(Sets { connection: connection(), reading: None, surprises: Vec::new() }),
         routes: Box::new(connection()),
         flows: Box::new(Flows { connection: connection(), walk: None }),
         tables: Box::new(Programs { connection: connection(), limit: options.program_timeout }),
@@ -117,29 +120,38 @@ impl State {
 
 // === sets ===
 
+/// The sets, and where reading one of them bit by bit has come to.
+#[derive(Debug)]
+struct Sets {
+    connection: Connection,
+    /// Members that were told.
+    reading: Option<(SetName, BTreeSet<Member>)>,
+    surprises: Vec<(SetName, u64)>,
+}
+
 fn lost() -> SetError {
     SetError::Lost("no answer".to_owned())
 }
 
-impl ipset::Transport for Connection {
+impl ipset::Transport for Sets {
     fn list(&mut self) -> Result<Listing, SetError> {
         let Step { fault, .. } = self.step("sets", false).ok_or_else(lost)?;
         match fault {
             Some(Fault::Truncated | Fault::Refused) => {
-                Ok(Listing { names: self.kernel.state().set_names(false), complete: false })
+                Ok(Listing { names: self.connection.kernel.state().set_names(false), complete: false })
             }
             Some(_) => Err(lost()),
-            None => Ok(Listing { names: self.kernel.state().set_names(true), complete: true }),
+            None => Ok(Listing { names: self.connection.kernel.state().set_names(true), complete: true }),
         }
     }
 
     fn read(&mut self, set: &SetName) -> Result<Option<Contents>, SetError> {
         let Step { fault, .. } = self.step("set", false).ok_or_else(lost)?;
         match fault {
-            Some(Fault::Truncated) => Ok(self.kernel.state().set_contents(set, false)),
+            Some(Fault::Truncated) => Ok(self.connection.kernel.state().set_contents(set, false)),
             Some(Fault::Refused) => Err(SetError::Other("out of memory".to_owned())),
             Some(_) => Err(lost()),
-            None => Ok(self.kernel.state().set_contents(set, true)),
+            None => Ok(self.connection.kernel.state().set_contents(set, true)),
         }
     }
 
@@ -149,13 +161,14 @@ impl ipset::Transport for Connection {
             let Some(Step { fault, .. }) = self.step(&format!("{op:?}"), true) else {
                 return Err(failure((0, lost())));
             };
-            let mut state = self.kernel.state();
+            self.note_surprises(op);
+            let mut state = self.connection.kernel.state();
             let (Op::Create { name, .. }
             | Op::Add { set: name, .. }
             | Op::Remove { set: name, .. }
             | Op::Swap { set: name, .. }
             | Op::Destroy { set: name }) = op;
-            if !name.as_str().starts_with("cali") && !name.as_str().starts_with("felix-") {
+            if !is_ours(name.as_str()) {
                 state.complain(format!("{op:?} on a set of others"));
             }
             match fault {
@@ -185,6 +198,95 @@ impl ipset::Transport for Connection {
             outcome.map_err(failure)?;
         }
         Ok(())
+    }
+
+    fn headers(&mut self) -> Result<Option<Headers>, SetError> {
+        if !self.connection.kernel.state().is_modern {
+            return Ok(None);
+        }
+        let Step { fault, .. } = self.step("headers", false).ok_or_else(lost)?;
+        let state = self.connection.kernel.state();
+        match fault {
+            Some(Fault::Truncated | Fault::Refused) => Ok(Some(state.set_headers(false))),
+            Some(_) => Err(lost()),
+            None => Ok(Some(state.set_headers(true))),
+        }
+    }
+
+    fn read_all(&mut self, sets: &BTreeSet<SetName>) -> Result<Option<Vec<(SetName, Contents)>>, SetError> {
+        if !self.connection.kernel.state().is_modern {
+            return Ok(None);
+        }
+        let Step { fault, .. } = self.step("all sets", false).ok_or_else(lost)?;
+        let state = self.connection.kernel.state();
+        match fault {
+            Some(Fault::Truncated | Fault::Refused) => Ok(None),
+            Some(_) => Err(lost()),
+            None => {
+                let contents = |name: &SetName| Some((name.clone(), state.set_contents(name, true)?));
+                Ok(Some(sets.iter().filter_map(contents).collect()))
+            }
+        }
+    }
+
+    fn read_on(&mut self, set: &SetName, _budget: Duration) -> Result<Slice, SetError> {
+        if !self.connection.kernel.state().is_modern {
+            return self.read(set).map(Slice::Done);
+        }
+        let is_begun = self.reading.as_ref().is_some_and(|(reading, _)| reading == set);
+        if !is_begun {
+            self.stop_reading();
+        }
+        let Step { fault, .. } = self.step("slice", false).ok_or_else(lost)?;
+        if fault.is_some() {
+            self.stop_reading();
+            return Err(lost());
+        }
+        let mut state = self.connection.kernel.state();
+        let Some(mut contents) = state.set_contents(set, true) else { return Ok(Slice::Done(None)) };
+        let told = self.reading.take().map(|(_, told)| told).unwrap_or_default();
+        contents.members.retain(|member| !told.contains(member));
+        if is_begun || contents.members.len() < 2 {
+            state.in_reading = None;
+            return Ok(Slice::Done(Some(contents)));
+        }
+        contents.members.truncate(contents.members.len() / 2);
+        state.in_reading = Some(set.as_str().to_owned());
+        self.reading = Some((set.clone(), contents.members.iter().copied().collect()));
+        Ok(Slice::More(contents.members))
+    }
+
+    fn stop_reading(&mut self) {
+        if self.reading.take().is_some() && self.connection.is_heard() {
+            self.connection.kernel.state().in_reading = None;
+        }
+    }
+
+    fn surprises(&mut self) -> Vec<(SetName, u64)> {
+        std::mem::take(&mut self.surprises)
+    }
+}
+
+impl Sets {
+    fn step(&self, what: &str, is_write: bool) -> Option<Step> {
+        let step = self.connection.step(what, is_write)?;
+        self.connection.kernel.state().counts.set_faults += u64::from(step.fault.is_some());
+        Some(step)
+    }
+
+    /// Members that are as wanted before they are written.
+    fn note_surprises(&mut self, op: &Op) {
+        let state = self.connection.kernel.state();
+        let (name, members, should_be) = match op {
+            Op::Add { set, members } => (set, members, true),
+            Op::Remove { set, members } => (set, members, false),
+            Op::Create { .. } | Op::Swap { .. } | Op::Destroy { .. } => return,
+        };
+        let Some(set) = state.sets.get(name.as_str()).filter(|_| state.is_modern) else { return };
+        let count = members.iter().filter(|member| set.members.contains(member) == should_be).count();
+        if count > 0 {
+            self.surprises.push((name.clone(), count as u64));
+        }
     }
 }
 
@@ -231,7 +333,11 @@ impl routes::Transport for Connection {
                 }
                 Some(Fault::LostWithin | Fault::LostAfter) | None => {}
             }
-            outcomes.push(state.perform_route(family, op));
+            let outcome = state.perform_route(family, op);
+            if outcome.is_ok() {
+                state.let_flow(op);
+            }
+            outcomes.push(outcome);
             state.changed(Changed::Route(family));
             if fault.is_some() {
                 return Err(no_buffers());
@@ -322,7 +428,7 @@ impl conntrack::Transport for Flows {
         let outcome = if fault.is_some() {
             Err(WalkError::Failed("no buffers".to_owned()))
         } else {
-            state.flows.retain(|address| !addresses.contains(address));
+            state.flows.retain(|address, _| !addresses.contains(address));
             Ok(Walk { seen: before, removed: before - state.flows.len() as u64, took: Duration::ZERO })
         };
         drop(state);
@@ -423,8 +529,7 @@ impl TableTransport for FamilyConnection {
         async move {
             match request {
                 TableRequest::Save { table, if_loaded } => self.save(*table, *if_loaded).await,
-                // As where single chains cannot be read.
-                TableRequest::Chains { table, .. } => self.save(*table, false).await,
+                TableRequest::Chains { table, names } => self.chains(*table, names).await,
                 TableRequest::Restore(input) => self.restore(input).await,
                 // Only those are asked for that a listing gave numbers to, and ours give none.
                 TableRequest::Remove { .. } => self.refused(1, "no rule has this number"),
@@ -508,6 +613,29 @@ impl FamilyConnection {
         }
     }
 
+    async fn chains(&self, table: program::Table, names: &[Box<str>]) -> TableResponse {
+        if self.variant == Variant::Legacy || !self.connection.kernel.state().is_modern {
+            // As where single chains cannot be read.
+            return self.save(table, false).await;
+        }
+        let Some(Step { fault, delay }) = self.connection.step("chains", false) else { return pending().await };
+        tokio::time::sleep(delay).await;
+        if let Some(fault) = fault {
+            return self.broken(fault);
+        }
+        let state = self.connection.kernel.state();
+        let contents = state.tables.get(&self.key(table));
+        let read = |line: &Arc<Line>| ReadRule {
+            hash: line.hash.as_deref().and_then(RuleHash::parse),
+            is_ours: line.is_ours(),
+        };
+        let rules = |name: &Box<str>| {
+            let rules = contents.and_then(|contents| contents.chains.get(name));
+            rules.into_iter().flat_map(|rules| rules.iter()).map(read).collect()
+        };
+        TableResponse::Chains(names.iter().map(rules).collect())
+    }
+
     async fn restore(&self, input: &str) -> TableResponse {
         let Some(Step { fault, delay }) = self.connection.step(input, true) else { return pending().await };
         tokio::time::sleep(delay).await;
@@ -516,11 +644,12 @@ impl FamilyConnection {
         }
         match fault {
             None => {}
-            Some(Fault::Refused | Fault::Truncated) => {
+            // Where rules are refused for good, which ones is known.
+            Some(Fault::Refused | Fault::Truncated) if !self.connection.kernel.state().quirks.lacks_icmp => {
                 let line = input.lines().count();
                 return self.refused(1, format!("iptables-restore: line {line} failed\n"));
             }
-            Some(Fault::LockBusy) => {
+            Some(Fault::LockBusy | Fault::Refused | Fault::Truncated) => {
                 return self
                     .refused(4, "Another app is currently holding the xtables lock; waited (10s) for it to exit.\n");
             }
@@ -552,11 +681,18 @@ impl FamilyConnection {
         let mut state = self.connection.kernel.state();
         let contents = |table| state.tables.get(&self.key(table)).cloned().unwrap_or_default();
         let has_set = |set: &str| state.sets.contains_key(set);
-        let answer = tables::restore(self.variant, state.references, input, contents, has_set);
-        let missing =
-            |refusal: &tables::Refusal| refusal.stderr.contains("exist") || refusal.stderr.contains("load target");
+        let quirks =
+            tables::Quirks { lacks_icmp: state.quirks.lacks_icmp && self.family == Family::V4, ..state.quirks };
+        let answer = tables::restore(self.variant, quirks, input, contents, has_set);
+        let missing = |refusal: &tables::Refusal| {
+            ["exist", "load target", "No chain"].iter().any(|text| refusal.stderr.contains(text))
+        };
         let is_missing = answer.1.as_ref().is_some_and(missing);
-        state.counts.missing += u64::from(is_missing);
+        if is_missing && !state.is_tainted {
+            let what = answer.1.as_ref().map_or("", |refusal| &refusal.stderr);
+            let text = format!("a transaction names a set or chain that is not there: {what}");
+            state.complain(text);
+        }
         answer
     }
 
