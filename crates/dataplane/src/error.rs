@@ -42,6 +42,13 @@ pub enum DriverError {
     #[error("cannot parse line {line} of `{program}` output: {reason}")]
     Readback { program: String, line: u32, reason: String },
 
+    #[error("table {table} cannot be listed, so nothing is written to it")]
+    Unlisted {
+        table: String,
+        #[source]
+        source: Box<DriverError>,
+    },
+
     #[error("netlink request `{request}` failed")]
     Netlink {
         request: String,

@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -177,6 +177,8 @@ pub struct HeldOpen {
     stderr_task: tokio::task::JoinHandle<()>,
     lines: u32,
     acknowledged: u64,
+    /// When it was last given an input, or started.
+    used: Instant,
 }
 
 /// What became of an input.
@@ -242,12 +244,18 @@ impl HeldOpen {
             stderr_task,
             lines: 0,
             acknowledged: 0,
+            used: clock::now(),
         })
     }
 
     /// Returns whether the program still runs and is the one on disk.
     pub fn is_usable(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None)) && self.identity == Identity::of(&self.program)
+    }
+
+    /// Returns for how long it was given nothing.
+    pub fn idle_for(&self) -> Duration {
+        clock::now().saturating_duration_since(self.used)
     }
 
     /// Returns the program's process.
@@ -278,6 +286,7 @@ impl HeldOpen {
     ///
     /// If it does not answer within the limit or answers something unexpected; it must not be used afterwards.
     pub async fn transact(&mut self, input: &str, patience: &Patience) -> Result<Fate, DriverError> {
+        self.used = clock::now();
         let lines_before = self.lines;
         let acknowledgement = format!("# ack-{}", self.acknowledged + 1);
         let Self { stdin, stdout, .. } = self;

@@ -1,5 +1,6 @@
 //! The packet filter, through iptables' save and restore programs.
 
+mod account;
 pub mod backend;
 pub mod evidence;
 pub mod family;
@@ -12,7 +13,7 @@ mod leftovers;
 mod listing;
 pub mod lock;
 pub mod native;
-mod nfwire;
+pub(crate) mod nfwire;
 pub mod parse;
 pub mod plan;
 pub mod refusal;

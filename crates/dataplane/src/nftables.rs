@@ -4,8 +4,8 @@
 //! of the new generation and, since 4.16, the process that made it (users.md section 0, rule 4). Only the messages of
 //! one family are looked at, and of them only the names of tables and chains.
 //!
-//! Invariants: a transaction is reported once and whole, at its generation message; after messages were lost
-//! [`Heard::lost`] says so, and everything is in doubt.
+//! Invariants: a transaction is reported once and whole, at its generation message, also one that is about something
+//! else; after messages were lost [`Heard::lost`] says so, and everything is in doubt.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,25 +17,13 @@ use nix::errno::Errno;
 use program::Table;
 
 use crate::iptables::hash::RuleHash;
-use crate::iptables::native::{Native, NativeRule};
+use crate::iptables::native::{NETFILTER, Native, NativeRule};
+use crate::iptables::nfwire::{Notice, notice};
 use crate::iptables::parse::{comment_hash, is_our_chain, is_our_comment};
-use crate::netlink::{attributes, each_message, force_receive_buffer};
+use crate::netlink::{each_message, force_receive_buffer};
 
-/// Netlink protocol of the netfilter subsystems.
-const NETFILTER: isize = 12;
-
-/// `NFNL_SUBSYS_NFTABLES`.
-const SUBSYSTEM: u16 = 10;
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
-
-/// Message types, `NFT_MSG_*`.
-const DELETED_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const DELETED_CHAIN: u16 = 5;
-const NEW_RULE: u16 = 6;
-const DELETED_RULE: u16 = 8;
-const NEW_GENERATION: u16 = 15;
 
 /// Larger than any datagram of notifications.
 const DATAGRAM: usize = 1 << 16;
@@ -62,9 +50,12 @@ pub enum Touched {
     Chains(BTreeSet<Box<str>>),
 }
 
-/// One transaction of anybody that changed tables of the family.
+/// One transaction of anybody.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Commit {
+    /// Each transaction has the number after that of the one before it.
+    pub(crate) generation: Option<u32>,
+    /// What it changed of the family's tables.
     pub(crate) tables: BTreeMap<Table, Touched>,
     /// `None` on kernels that do not tell.
     pub(crate) process: Option<Process>,
@@ -104,7 +95,7 @@ impl Monitor {
         force_receive_buffer(inner, RECEIVE_BUFFER);
         inner.bind_auto()?;
         inner.add_membership(GROUP)?;
-        let listener = Listener { family: protocol(family), open: BTreeMap::new() };
+        let listener = Listener { family, open: BTreeMap::new() };
         Ok(Self { socket, listener, buffer: Vec::with_capacity(DATAGRAM), heard: Heard::default() })
     }
 
@@ -156,7 +147,7 @@ impl Monitor {
 /// Puts messages together to transactions.
 #[derive(Debug)]
 struct Listener {
-    family: u8,
+    family: Family,
     /// What the transaction has changed whose generation message is still to come.
     open: BTreeMap<Table, Touched>,
 }
@@ -165,36 +156,23 @@ impl Listener {
     /// Takes one datagram; false if it is malformed.
     fn take(&mut self, datagram: &[u8], commits: &mut Vec<Commit>) -> bool {
         for message in each_message(datagram) {
-            let Some((kind, payload)) = message else { return false };
-            if kind >> 8 != SUBSYSTEM {
-                continue;
-            }
-            let kind = kind & 0xff;
-            let (Some(family), Some(fields)) = (payload.first(), payload.get(4..)) else { return false };
-            if kind == NEW_GENERATION {
-                let tables = std::mem::take(&mut self.open);
-                if !tables.is_empty() {
-                    commits.push(Commit { tables, process: process(fields) });
+            let notice = message.and_then(|(kind, payload)| notice(kind, payload, self.family));
+            match notice {
+                None => return false,
+                Some(Notice::Other) => {}
+                Some(Notice::Generation { number, process }) => {
+                    let process = process.map(|(pid, name)| Process { pid, name: name.into() });
+                    commits.push(Commit { generation: number, tables: std::mem::take(&mut self.open), process });
                 }
-            } else if *family == self.family {
-                self.touch(kind, fields);
+                Some(Notice::TableGone(table)) => self.touch(table, None),
+                Some(Notice::Chain(table, chain)) => self.touch(table, Some(chain)),
             }
         }
         true
     }
 
-    fn touch(&mut self, kind: u16, fields: &[u8]) {
-        let text = |wanted: u16| field(fields, wanted).and_then(text);
-        let Some(table) = text(1).and_then(|name| Table::ALL.into_iter().find(|table| table.as_str() == name)) else {
-            return;
-        };
-        let chain = match kind {
-            DELETED_TABLE => None,
-            NEW_CHAIN | DELETED_CHAIN => text(3),
-            NEW_RULE | DELETED_RULE => text(2),
-            // A table that is new is empty; whatever comes into it is told.
-            _ => return,
-        };
+    fn touch(&mut self, table: &str, chain: Option<&str>) {
+        let Some(table) = Table::ALL.into_iter().find(|known| known.as_str() == table) else { return };
         let touched = self.open.entry(table).or_insert_with(|| Touched::Chains(BTreeSet::new()));
         match (chain, &mut *touched) {
             (Some(chain), Touched::Chains(chains)) if chains.len() < MOST_CHAINS || chains.contains(chain) => {
@@ -203,27 +181,6 @@ impl Listener {
             (_, Touched::All) => {}
             (_, Touched::Chains(_)) => *touched = Touched::All,
         }
-    }
-}
-
-fn process(fields: &[u8]) -> Option<Process> {
-    let pid = u32::from_be_bytes(*field(fields, 2)?.first_chunk()?);
-    Some(Process { pid, name: field(fields, 3).and_then(text).unwrap_or_default().into() })
-}
-
-fn field(fields: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(fields).map_while(|field| field).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
-fn text(value: &[u8]) -> Option<&str> {
-    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
-    std::str::from_utf8(value.get(..end)?).ok()
-}
-
-const fn protocol(family: Family) -> u8 {
-    match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
     }
 }
 
@@ -267,72 +224,73 @@ fn read_rule(rule: &NativeRule) -> ReadRule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{finish_message, start_message};
+    use crate::iptables::nfwire::tests::notification;
 
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
+    const NEW_RULE: u16 = 6;
+    const NEW_GENERATION: u16 = 15;
+    const DELETED_TABLE: u16 = 2;
+
+    fn message(kind: u16, family: Family, fields: &[(u16, Vec<u8>)]) -> Vec<u8> {
+        notification(kind, family, fields)
     }
 
-    fn message(kind: u16, family: u8, fields: &[Vec<u8>]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        start_message(&mut bytes, (SUBSYSTEM << 8) | kind, 0, 0);
-        bytes.extend([family, 0, 0, 0]);
-        bytes.extend(fields.concat());
-        finish_message(&mut bytes);
-        bytes
-    }
-
-    fn rule_in(family: u8, table: &str, chain: &str) -> Vec<u8> {
-        let text = |kind, value: &str| attribute(kind, format!("{value}\0").as_bytes());
+    fn rule_in(family: Family, table: &str, chain: &str) -> Vec<u8> {
+        let text = |kind, value: &str| (kind, format!("{value}\0").into_bytes());
         message(NEW_RULE, family, &[text(1, table), text(2, chain)])
     }
 
     fn generation(pid: u32, name: &str) -> Vec<u8> {
         let fields = [
-            attribute(1, &7u32.to_be_bytes()),
-            attribute(2, &pid.to_be_bytes()),
-            attribute(3, format!("{name}\0").as_bytes()),
+            (1, (pid + 100).to_be_bytes().to_vec()),
+            (2, pid.to_be_bytes().to_vec()),
+            (3, format!("{name}\0").into_bytes()),
         ];
-        message(NEW_GENERATION, 0, &fields)
+        message(NEW_GENERATION, Family::V4, &fields)
     }
 
     fn listener() -> Listener {
-        Listener { family: 2, open: BTreeMap::new() }
+        Listener { family: Family::V4, open: BTreeMap::new() }
     }
 
     #[test]
     fn a_transaction_is_told_whole_with_its_process() {
         let mut listener = listener();
         let mut commits = Vec::new();
-        assert!(listener.take(&[rule_in(2, "filter", "a"), rule_in(2, "raw", "b")].concat(), &mut commits));
+        assert!(
+            listener
+                .take(&[rule_in(Family::V4, "filter", "a"), rule_in(Family::V4, "raw", "b")].concat(), &mut commits)
+        );
         assert_eq!(commits, []);
-        assert!(listener.take(&[rule_in(2, "filter", "c"), generation(5, "x")].concat(), &mut commits));
+        assert!(listener.take(&[rule_in(Family::V4, "filter", "c"), generation(5, "x")].concat(), &mut commits));
         let chains = |names: &[&str]| Touched::Chains(names.iter().map(|name| (*name).into()).collect());
         let tables = BTreeMap::from([(Table::Filter, chains(&["a", "c"])), (Table::Raw, chains(&["b"]))]);
-        assert_eq!(commits, [Commit { tables, process: Some(Process { pid: 5, name: "x".into() }) }]);
+        let process = Some(Process { pid: 5, name: "x".into() });
+        assert_eq!(commits, [Commit { generation: Some(105), tables, process }]);
     }
 
     #[test]
-    fn other_families_other_tables_and_transactions_without_rules_are_no_news() {
+    fn of_other_families_other_tables_and_transactions_without_rules_only_the_number_is_news() {
         let mut listener = listener();
         let mut commits = Vec::new();
-        let datagram = [rule_in(10, "filter", "a"), rule_in(2, "mine", "a"), generation(5, "x"), generation(6, "y")];
+        let datagram = [
+            rule_in(Family::V6, "filter", "a"),
+            rule_in(Family::V4, "mine", "a"),
+            generation(5, "x"),
+            generation(6, "y"),
+        ];
         assert!(listener.take(&datagram.concat(), &mut commits));
-        assert_eq!(commits, []);
+        let heard: Vec<_> = commits.iter().map(|commit| (commit.generation, commit.tables.len())).collect();
+        assert_eq!(heard, [(Some(105), 0), (Some(106), 0)]);
     }
 
     #[test]
     fn a_deleted_table_and_too_many_chains_put_all_of_the_table_in_doubt() {
         let mut listener = listener();
         let mut commits = Vec::new();
-        let deleted = message(DELETED_TABLE, 2, &[attribute(1, b"filter\0")]);
+        let deleted = message(DELETED_TABLE, Family::V4, &[(1, b"filter\0".to_vec())]);
         listener.take(&[deleted, generation(5, "nft")].concat(), &mut commits);
         for number in 0..=MOST_CHAINS {
-            listener.take(&rule_in(2, "raw", &format!("chain-{number}")), &mut commits);
+            listener.take(&rule_in(Family::V4, "raw", &format!("chain-{number}")), &mut commits);
         }
         listener.take(&generation(5, "nft"), &mut commits);
         assert_eq!(commits[0].tables, BTreeMap::from([(Table::Filter, Touched::All)]));
@@ -341,7 +299,7 @@ mod tests {
 
     #[test]
     fn malformed_datagrams_count_as_lost() {
-        let mut bytes = rule_in(2, "filter", "a");
+        let mut bytes = rule_in(Family::V4, "filter", "a");
         bytes[0] = 200;
         assert!(!listener().take(&bytes, &mut Vec::new()));
     }

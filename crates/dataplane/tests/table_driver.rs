@@ -171,6 +171,51 @@ fn a_table_that_cannot_be_read_is_not_written_and_read_again_later() {
     }
 }
 
+/// I3 and I8: it is tried for ever, ever more seldom, and says the same each time, so that the log says it once.
+#[test]
+fn a_table_that_its_own_program_cannot_list_is_told_of_in_one_line_and_not_written() {
+    for variant in [Variant::Legacy, Variant::Nft] {
+        let mut driver = driver(variant, ChainInsertMode::Insert);
+        driver.want(vector_program());
+        let mut now = Instant::now();
+        let mut said = std::collections::BTreeSet::new();
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            assert!(matches!(driver.next(now), Next::Do(TableRequest::Save { .. })));
+            let error = driver.handle(refused("Couldn't load match `mystery':No such file or directory\n"), now);
+            said.insert(error.unwrap_err().full_text());
+            let Next::NotBefore(later) = driver.next(now) else { panic!("writes without having read") };
+            pauses.push(later - now);
+            now = later;
+        }
+        let texts: Vec<_> = said.iter().map(String::as_str).collect();
+        let expected = "table filter/4 cannot be listed, so nothing is written to it: `restore` exited with status 1: \
+                        Couldn't load match `mystery':No such file or directory";
+        assert_eq!(texts, [expected]);
+        assert!(pauses.is_sorted() && pauses[8..] == [Duration::from_secs(10); 4], "{pauses:?}");
+        assert_eq!(driver.failing(), Some(expected));
+
+        // Whoever put the rule there takes it away.
+        let mut kernel = Script { driver: &mut driver, now };
+        kernel.expect_save(EMPTY);
+        assert!(matches!(kernel.driver.next(now), Next::Do(TableRequest::Restore(_))));
+    }
+}
+
+#[test]
+fn a_listing_in_the_background_that_is_of_no_use_is_news_once() {
+    let mut driver = settled(Variant::Legacy);
+    let now = Instant::now();
+    for news in [true, false, false] {
+        let error = driver.take_sweep(refused("mystery"), now).unwrap_err().full_text();
+        assert_eq!(driver.could_not_check(&error), news);
+    }
+    assert!(driver.could_not_check("another reason"));
+    assert!(driver.is_settled(), "what was believed is believed on");
+    driver.take_sweep(TableResponse::Done(EMPTY.to_owned()), now).unwrap();
+    assert!(driver.could_not_check("another reason"));
+}
+
 #[test]
 fn a_failed_refresh_takes_all_belief_away() {
     let mut driver = settled(Variant::Legacy);

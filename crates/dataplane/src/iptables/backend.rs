@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, pending, ready};
 use model::Family;
-use program::SetName;
+use program::{SetName, Table};
 use tracing::{info, warn};
 
 use super::evidence::{self, Decision};
@@ -41,6 +41,12 @@ pub trait TableTransport: fmt::Debug + Send {
     /// Waits until [`Self::foreign_changes`] has something to tell. May be given up at any time.
     fn foreign_change(&mut self) -> BoxFuture<'_, ()> {
         pending().boxed()
+    }
+
+    /// Returns whether it is proven that a table is as it was when it was last listed. What was written to it since by
+    /// whomever, also by us, counts as a change.
+    fn is_unchanged(&mut self, _table: Table) -> BoxFuture<'_, bool> {
+        ready(false).boxed()
     }
 
     /// Returns how long the xtables lock was held and waited for since this was last asked.

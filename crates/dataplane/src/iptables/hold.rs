@@ -364,18 +364,19 @@ impl TableDriver {
     fn close_what_must_not_stay(&mut self) {
         let Some(view) = &self.view else { return };
         let kept = self.kept();
-        let changes = |name: &Box<str>| {
+        let changes = |name: &str| {
             let is_closed = self.held.get(name).is_some_and(|held| held.instead.is_some());
             let content = self.content(name);
             !is_closed
                 && !kept.contains(name)
                 && matches!(content, Content::Rules(new) if view.ours.get(name).is_none_or(|old| !new.is_in(old)))
         };
-        if !self.dirty.iter().any(changes) {
+        if !self.dirty.iter().any(|name| changes(name)) {
             return;
         }
-        let stays = |(_, held): &(&Box<str>, &Held)| matches!((&held.why, &held.instead), (Why::SetUnwritten(_), None));
-        let names: Vec<Box<str>> = self.held.iter().filter(stays).map(|(name, _)| name.clone()).collect();
+        let stays = |held: &Held| matches!((&held.why, &held.instead), (Why::SetUnwritten(_), None));
+        let names: Vec<Box<str>> =
+            self.held.iter().filter(|(_, held)| stays(held)).map(|(name, _)| name.clone()).collect();
         for name in names {
             let instead = self.instead(&name).flatten();
             if let (Some(held), Some(instead)) = (self.held.get_mut(&name), instead) {

@@ -17,7 +17,7 @@ use super::parse::{Entry, View, comment_hash, is_base_chain, is_our_chain, is_ou
 use crate::netlink::{Channel, DumpEnd};
 
 /// `NETLINK_NETFILTER`.
-const NETFILTER: isize = 12;
+pub(crate) const NETFILTER: isize = 12;
 
 /// Reads of a table that others keep changing, before we give up for this time.
 const ATTEMPTS: u32 = 8;

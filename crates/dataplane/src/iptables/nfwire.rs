@@ -1,8 +1,9 @@
-//! Messages of nf_tables over netlink: what is in the tables that the nft variant uses, and removal by handle.
+//! Messages of nf_tables over netlink: what is in the tables that the nft variant uses, removal by handle, and
+//! notifications.
 //!
-//! Feeds [`super::native`] and [`super::leftovers`]. Encodes requests and decodes answers; sends nothing. Only what
-//! tells our rules from others is decoded: comments, jumps and the first counter. The rest of a rule is opaque,
-//! which is the point: nobody's expressions can stop us (U6.d).
+//! Feeds [`super::native`], [`super::leftovers`] and [`crate::nftables`]. Encodes requests and decodes answers; sends
+//! nothing. Only what tells our rules from others is decoded: comments, jumps and the first counter. The rest of a rule
+//! is opaque, which is the point: nobody's expressions can stop us (U6.d).
 
 use model::Family;
 
@@ -16,10 +17,13 @@ const BATCH_END: u16 = 17;
 /// Message types, `NFT_MSG_*`.
 const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
 const GET_CHAIN: u16 = 4;
 const DELETE_CHAIN: u16 = 5;
+const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
 const DELETE_RULE: u16 = 8;
+const NEW_GENERATION: u16 = 15;
 const GET_GENERATION: u16 = 16;
 
 /// `NFT_JUMP`.
@@ -123,8 +127,65 @@ pub(crate) fn get_generation(family: Family, sequence: u32) -> Vec<u8> {
 }
 
 pub(crate) fn generation(payload: &[u8]) -> Option<u32> {
-    let (_, id) = fields(payload)?.into_iter().find(|(kind, _)| *kind == 1)?;
-    Some(u32::from_be_bytes(*id.first_chunk()?))
+    number(&fields(payload)?, 1)
+}
+
+/// A notification, as far as it concerns us. Names are those of table and chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice<'a> {
+    /// A transaction ends, with its number and, since 4.16, the process that made it.
+    Generation { number: Option<u32>, process: Option<(u32, &'a str)> },
+    /// A table went with all that is in it.
+    TableGone(&'a str),
+    /// Something in a chain changed, or the chain itself.
+    Chain(&'a str, &'a str),
+    /// Of another family, or about something else.
+    Other,
+}
+
+/// Reads a message to subscribers, by its kind with the subsystem; `None` if it is malformed.
+pub(crate) fn notice(kind: u16, payload: &[u8], family: Family) -> Option<Notice<'_>> {
+    if kind >> 8 != SUBSYSTEM {
+        return Some(Notice::Other);
+    }
+    let kind = kind & 0xff;
+    let is_ours = *payload.first()? == protocol(family);
+    if kind == NEW_GENERATION {
+        let fields = fields(payload)?;
+        let process = number(&fields, 2).map(|pid| (pid, value(&fields, 3).and_then(plain).unwrap_or_default()));
+        return Some(Notice::Generation { number: number(&fields, 1), process });
+    }
+    let chain = match kind {
+        DELETE_TABLE => None,
+        NEW_CHAIN | DELETE_CHAIN => Some(3),
+        NEW_RULE | DELETE_RULE => Some(2),
+        // A table that is new is empty; whatever comes into it is told.
+        _ => return Some(Notice::Other),
+    };
+    if !is_ours {
+        return Some(Notice::Other);
+    }
+    let fields = fields(payload)?;
+    let name = |wanted| value(&fields, wanted).and_then(plain);
+    Some(match (name(1), chain.and_then(name)) {
+        (None, _) => Notice::Other,
+        (Some(table), Some(chain)) => Notice::Chain(table, chain),
+        (Some(table), None) => Notice::TableGone(table),
+    })
+}
+
+fn value<'a>(fields: &[(u16, &'a [u8])], wanted: u16) -> Option<&'a [u8]> {
+    fields.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| *value)
+}
+
+fn number(fields: &[(u16, &[u8])], wanted: u16) -> Option<u32> {
+    Some(u32::from_be_bytes(*value(fields, wanted)?.first_chunk()?))
+}
+
+/// A text that is what it seems.
+fn plain(value: &[u8]) -> Option<&str> {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    std::str::from_utf8(value.get(..end)?).ok()
 }
 
 /// Something to remove.
@@ -203,8 +264,7 @@ fn fields(payload: &[u8]) -> Option<Vec<(u16, &[u8])>> {
 
 /// The name in a list of tables.
 pub(crate) fn table(payload: &[u8]) -> Option<Box<str>> {
-    let (_, name) = fields(payload)?.into_iter().find(|(kind, _)| *kind == 1)?;
-    Some(string(name))
+    value(&fields(payload)?, 1).map(string)
 }
 
 pub(crate) fn chain(payload: &[u8]) -> Option<NativeChain> {
@@ -327,8 +387,17 @@ fn string(bytes: &[u8]) -> Box<str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A whole message to subscribers.
+    pub(crate) fn notification(kind: u16, family: Family, parts: &[(u16, Vec<u8>)]) -> Vec<u8> {
+        let mut message = Vec::new();
+        start(&mut message, kind, 0, 0, family);
+        message.extend(nest(parts));
+        finish_message(&mut message);
+        message
+    }
 
     fn nest(parts: &[(u16, Vec<u8>)]) -> Vec<u8> {
         let mut bytes = Vec::new();

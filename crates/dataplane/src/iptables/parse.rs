@@ -108,10 +108,17 @@ pub fn judge(table: Table, output: &str) -> Judgement {
 }
 
 /// The last line that every save program prints, after all else.
-const COMPLETION: &str = "# Completed on ";
+pub(super) const COMPLETION: &str = "# Completed on ";
 
 fn is_incompatible(line: &str) -> bool {
-    line.starts_with("# Table ") && line.contains(" is incompatible, use 'nft' tool")
+    incompatible_table(line).is_some()
+}
+
+/// The table of which this line says that the program cannot represent it.
+pub(super) fn incompatible_table(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("# Table ")?;
+    let (name, _) = rest.split_once(" is incompatible, use 'nft' tool")?;
+    Some(name.trim_start_matches('`').trim_end_matches('\''))
 }
 
 /// Reads the output of `<save program> -t <table>`. No output is no view: programs that fail print nothing

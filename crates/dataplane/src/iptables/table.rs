@@ -52,6 +52,9 @@ pub struct Checks {
     pub after_write: Duration,
 }
 
+/// A table is listed for good after so many times that a proof made do for it.
+const PROOFS: u32 = 20;
+
 /// Chains that one line of the log names.
 const MAX_NAMES_IN_LOG: usize = 20;
 
@@ -143,6 +146,10 @@ pub struct TableDriver {
     /// How many chains the log says to differ since the start.
     difference_said: Option<usize>,
     pub(super) read_at: Option<Instant>,
+    /// Why the last listing in the background was of no use.
+    unchecked: Option<String>,
+    /// How many more times a proof that nothing has changed makes do for a listing.
+    proofs_left: u32,
     /// When the next look after a write is due, and how long it waited.
     pub(super) check: Option<(Instant, Duration)>,
     /// Chains that somebody else has changed.
@@ -227,6 +234,7 @@ impl Driver for TableDriver {
 
     fn distrust(&mut self) {
         self.view = None;
+        self.proofs_left = 0;
         self.removals.clear();
         self.fresh = false;
         self.doubtful.clear();
@@ -329,6 +337,8 @@ impl TableDriver {
             settled_once: false,
             difference_said: None,
             read_at: None,
+            unchecked: None,
+            proofs_left: 0,
             check: None,
             doubtful: BTreeSet::new(),
             rival: None,
@@ -418,6 +428,19 @@ impl TableDriver {
         TableRequest::Save { table: self.id.table, if_loaded }
     }
 
+    /// Returns whether a proof that the table is as it was listed makes do for a listing. Not for a listing that was of
+    /// no use, not for what we wrote since, and not for ever: proofs, too, are made by programs.
+    pub fn trusts_proofs(&self) -> bool {
+        self.proofs_left > 0 && self.view.is_some()
+    }
+
+    /// Takes the proof in the place of a listing.
+    pub fn confirm(&mut self, now: Instant) {
+        self.proofs_left = self.proofs_left.saturating_sub(1);
+        self.read_at = Some(now);
+        self.note_check(now);
+    }
+
     /// Takes a listing that was made in the background, during which nothing was written. Returns whether
     /// something is to be repaired.
     ///
@@ -427,11 +450,19 @@ impl TableDriver {
     pub fn take_sweep(&mut self, response: TableResponse, now: Instant) -> Result<bool, DriverError> {
         let listed = self.listed(response);
         self.read_at = Some(now);
+        self.proofs_left = 0;
         self.note_check(now);
         let (view, text) = listed?;
+        self.unchecked = None;
         self.release_what_is_not_as_it_was(&view);
         self.compare(view, Some(&text), now);
+        self.proofs_left = PROOFS;
         Ok(!self.dirty.is_empty() || !self.dirty_hooks.is_empty())
+    }
+
+    /// Takes note that a listing in the background was of no use. Returns whether that is news.
+    pub fn could_not_check(&mut self, error: &str) -> bool {
+        self.unchecked.replace(error.to_owned()).is_none_or(|before| before != error)
     }
 
     /// Takes note of what somebody else did. Returns whether it concerns us, so that it must be looked at.
@@ -585,13 +616,16 @@ impl TableDriver {
 
     fn take_listing(&mut self, response: TableResponse, now: Instant) -> Result<(), DriverError> {
         self.stats.reads += 1;
-        let (view, text) = self.listed(response)?;
+        let unlisted = |source| DriverError::Unlisted { table: self.label(), source: Box::new(source) };
+        let (view, text) = self.listed(response).map_err(unlisted)?;
+        self.unchecked = None;
         if self.read_at.replace(now).is_none() {
             self.expect_check(now);
         }
         self.note_check(now);
         self.release_what_is_not_as_it_was(&view);
         self.compare(view, Some(&text), now);
+        self.proofs_left = PROOFS;
         Ok(())
     }
 
@@ -662,6 +696,7 @@ impl TableDriver {
         }
         self.release_what_is_not_as_it_was(&view);
         self.compare(view, None, now);
+        self.proofs_left = 0;
         Ok(())
     }
 
@@ -903,6 +938,7 @@ impl TableDriver {
         self.stats.writes += 1;
         self.stats.lines += u64::try_from(text.lines().count()).unwrap_or(u64::MAX);
         self.fresh = false;
+        self.proofs_left = 0;
         self.blamed.clear();
         let Some(mut view) = self.view.take() else { return };
         for (name, after) in chains {

@@ -32,9 +32,20 @@ use crate::options::{Options, Variant};
 /// How long a restore program waits for the xtables lock, in seconds (netfilter.md 16.5).
 const LOCK_WAIT: u32 = 10;
 
+/// A held-open program of the legacy variant is not used any more after this. It sets itself an alarm for [`LOCK_WAIT`]
+/// when it takes the lock and never takes it back: when it rings, the program takes that for the end of its input and
+/// ends, perhaps just when the next transaction arrives (1.8.9).
+const MOST_IDLE: Duration = Duration::from_secs(LOCK_WAIT as u64 - 2);
+
 /// A held-open program that keeps more than this after a transaction that was itself large is started anew.
 const MOST_MEMORY: u64 = 32 << 20;
 const LARGE_INPUT: usize = 256 * 1024;
+
+/// A listing that somebody's transaction came into is made again until there were so many.
+const LISTINGS: u32 = 3;
+
+/// Programs are not held open any more after so many have misbehaved in a row: one may have been killed by somebody.
+const SURPRISES: u32 = 3;
 
 /// How long a step of the self-test may take.
 const SELF_TEST_LIMIT: Duration = Duration::from_secs(5);
@@ -54,6 +65,8 @@ pub struct TableTools {
     watch: Watch,
     figures: LockFigures,
     hold: Hold,
+    /// Times in a row that a held-open program did what it must not.
+    surprises: u32,
     /// The build of the restore program that was asked what it can do.
     identity: Option<Identity>,
     /// Of the nft variant: reads what the save program cannot.
@@ -72,6 +85,10 @@ impl TableTransport for TableTools {
 
     fn foreign_change(&mut self) -> BoxFuture<'_, ()> {
         self.watch.foreign_change().boxed()
+    }
+
+    fn is_unchanged(&mut self, table: Table) -> BoxFuture<'_, bool> {
+        self.watch.is_unchanged(table).boxed()
     }
 
     fn take_lock_figures(&mut self) -> LockFigures {
@@ -126,6 +143,7 @@ impl TableTools {
             watch,
             figures: LockFigures::default(),
             hold: Hold::Off,
+            surprises: 0,
             identity,
             listings: None,
             overrides: options.features,
@@ -198,15 +216,35 @@ impl TableTools {
     }
 
     async fn save(&mut self, table: Table) -> TableResponse {
-        self.watch.before_read(table);
-        let args = ["-t".to_owned(), table.as_str().to_owned()];
-        let program = &self.programs.save;
-        let finished = exec::run_with(program, &args, "", &[], &self.patience, |_| {}).await;
-        self.watch.after_read(table);
-        let answer = response(program, finished);
-        match &mut self.listings {
-            Some(listings) => listings.settle(table, answer),
-            None => answer,
+        let Self { programs, patience, watch, listings, .. } = self;
+        let program = &programs.save;
+        let Some(listings) = listings else {
+            watch.before_read(table).await;
+            let answer = list(program, Some(table), patience).await;
+            watch.after_read(table, None, matches!(answer, TableResponse::Done(_)));
+            return answer;
+        };
+        let mut attempt = 1;
+        loop {
+            let generation = watch.before_read(table).await;
+            let mut answer = listings.kept(table, generation);
+            if answer.is_none() {
+                // With `-t` the program reads as much from the kernel, so all tables at once cost as much as one.
+                answer = listings.take_apart(table, list(program, None, patience).await);
+            }
+            let answer = match answer {
+                Some(answer) => answer,
+                None => list(program, Some(table), patience).await,
+            };
+            let answer = listings.settle(table, answer);
+            let is_listed = !matches!(answer, TableResponse::Refused { .. } | TableResponse::Broken(_));
+            let is_undisturbed = watch.after_read(table, generation, is_listed);
+            listings.keep(generation.filter(|_| is_undisturbed));
+            // Programs that are disturbed print rules twice (1.8.9).
+            if is_undisturbed || attempt == LISTINGS {
+                return answer;
+            }
+            attempt += 1;
         }
     }
 
@@ -265,6 +303,7 @@ impl TableTools {
         }
         match fate {
             Ok(Fate::Acknowledged) => {
+                self.surprises = 0;
                 self.keep(held, input.len()).await;
                 TableResponse::Done(String::new())
             }
@@ -304,7 +343,8 @@ impl TableTools {
     /// Returns the program that is held open, or a new one.
     async fn take_held(&mut self) -> Option<HeldOpen> {
         if let Hold::Open(mut held) = std::mem::replace(&mut self.hold, Hold::Ready) {
-            if held.is_usable() {
+            let rings_soon = self.variant == Variant::Legacy && held.idle_for() >= MOST_IDLE;
+            if !rings_soon && held.is_usable() {
                 return Some(*held);
             }
             self.end(*held).await;
@@ -320,10 +360,16 @@ impl TableTools {
         }
     }
 
-    /// Stops holding programs open.
+    /// Stops holding programs open if that goes wrong again and again, or takes for ever.
     fn surprised(&mut self, error: DriverError) -> TableResponse {
-        warn!(%error, "held-open restore program misbehaved, starting it for each transaction from here on");
-        self.hold = Hold::Off;
+        self.surprises += 1;
+        if self.surprises < SURPRISES && !matches!(error, DriverError::Timeout { .. }) {
+            info!(%error, "held-open restore program misbehaved, starting another");
+            self.hold = Hold::Ready;
+        } else {
+            warn!(%error, "held-open restore program misbehaved, starting it for each transaction from here on");
+            self.hold = Hold::Off;
+        }
         TableResponse::Broken(error)
     }
 
@@ -362,6 +408,12 @@ fn restore_args(features: &Features, lock_probe: Duration) -> Vec<String> {
         args.extend(wait.into_iter().chain(interval));
     }
     args
+}
+
+/// Asks the save program for one table, or for all that there are.
+async fn list(program: &Path, table: Option<Table>, patience: &Patience) -> TableResponse {
+    let args = table.map_or_else(Vec::new, |table| vec!["-t".to_owned(), table.as_str().to_owned()]);
+    response(program, exec::run_with(program, &args, "", &[], patience, |_| {}).await)
 }
 
 fn response(program: &Path, finished: Result<exec::Finished, DriverError>) -> TableResponse {

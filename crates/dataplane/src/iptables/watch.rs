@@ -4,10 +4,15 @@
 //! variant it tells how large a table is, which is asked before each write and twice a second and misses a rule that
 //! is replaced by another of the same size: that is left to the refresh.
 //!
+//! A refresh need not list a table that is proven to be as it was: of the nft variant by the numbers of the
+//! transactions (see [`super::account`]), of the legacy variant by a fingerprint of all its rules, which the kernel
+//! hands out four times faster than the save program prints them.
+//!
 //! Invariants: only tables that the kernel has are asked about, because asking makes them; what our own programs do
-//! is not reported; when it cannot be told, it is.
+//! is not reported; when it cannot be told, it is. What we wrote ourselves is proven by nothing but a listing.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::Family;
@@ -15,6 +20,7 @@ use program::Table;
 use tableinfo::{Asker, TableInfo};
 use tracing::{debug, info};
 
+use super::account::Account;
 use super::lock::XtablesLock;
 use super::native::Native;
 use super::table::{ForeignChange, TableResponse};
@@ -50,10 +56,17 @@ impl Watch {
                 pids_are_ours: false,
                 expected: 0,
                 found: Vec::new(),
+                account: Account::default(),
             }),
-            Variant::Legacy => {
-                Self::Legacy(LegacyWatch { family, lock, asker: None, known: BTreeMap::new(), found: Vec::new() })
-            }
+            Variant::Legacy => Self::Legacy(LegacyWatch {
+                family,
+                lock,
+                asker: None,
+                known: BTreeMap::new(),
+                found: Vec::new(),
+                reading: None,
+                listed: BTreeMap::new(),
+            }),
         }
     }
 
@@ -75,29 +88,76 @@ impl Watch {
         }
     }
 
-    /// A table is going to be read.
-    pub(super) fn before_read(&mut self, table: Table) {
+    /// A table is going to be read. Returns the present generation of nf_tables if that is known.
+    pub(super) async fn before_read(&mut self, table: Table) -> Option<u32> {
         match self {
-            Self::Nft(watch) => watch.drain(false),
-            // What changes from here on may or may not be in the listing, and will be seen as a change.
-            Self::Legacy(watch) => watch.learn(&[table]),
+            Self::Nft(watch) => {
+                watch.drain(false);
+                watch.monitor.as_ref()?;
+                watch.native.generation().ok()
+            }
+            Self::Legacy(watch) => {
+                // Most often the first listing is the last for long; it is not worth a fingerprint.
+                let again = watch.known.contains_key(&table);
+                // What changes from here on may or may not be in the listing, and will be seen as a change.
+                watch.reading = if again { watch.fingerprint(table).await.map(|print| (table, print)) } else { None };
+                watch.learn(&[table]);
+                None
+            }
         }
     }
 
-    /// A table was read, and the kernel has it since.
-    pub(super) fn after_read(&mut self, table: Table) {
-        if let Self::Legacy(watch) = self
-            && !watch.known.contains_key(&table)
-        {
-            watch.learn(&[table]);
+    /// A table was listed, if `is_listed`, and the kernel has it since. Returns whether nf_tables was, as far as can
+    /// be told, the same all the time since its generation was `before`.
+    pub(super) fn after_read(&mut self, table: Table, before: Option<u32>, is_listed: bool) -> bool {
+        match self {
+            Self::Nft(watch) => {
+                let Some(before) = before else { return true };
+                let is_same = watch.native.generation().is_ok_and(|generation| generation == before);
+                watch.drain(false);
+                if is_same && is_listed {
+                    watch.account.listed(table, before);
+                }
+                is_same
+            }
+            Self::Legacy(watch) => {
+                if !watch.known.contains_key(&table) {
+                    watch.learn(&[table]);
+                }
+                match watch.reading.take() {
+                    Some((read, print)) if is_listed && read == table => watch.listed.insert(table, print),
+                    Some(_) | None => watch.listed.remove(&table),
+                };
+                true
+            }
+        }
+    }
+
+    /// Returns whether it is proven that the table is as it was when it was last listed.
+    pub(super) async fn is_unchanged(&mut self, table: Table) -> bool {
+        match self {
+            Self::Nft(watch) => {
+                watch.drain(false);
+                watch.monitor.is_some()
+                    && watch.native.generation().is_ok_and(|generation| watch.account.is_unchanged(table, generation))
+            }
+            Self::Legacy(watch) => {
+                let Some(listed) = watch.listed.get(&table).copied() else { return false };
+                watch.fingerprint(table).await == Some(listed)
+            }
         }
     }
 
     /// Something is going to be written.
     pub(super) fn before_write(&mut self, input: &str) {
-        if let Self::Nft(watch) = self {
-            watch.drain(false);
-            watch.expected = input.lines().filter(|line| *line == "COMMIT").count();
+        let tables = written(input);
+        match self {
+            Self::Nft(watch) => {
+                watch.drain(false);
+                watch.expected = input.lines().filter(|line| *line == "COMMIT").count();
+                tables.into_iter().for_each(|table| watch.account.touched(table));
+            }
+            Self::Legacy(watch) => watch.listed.retain(|table, _| !tables.contains(table)),
         }
     }
 
@@ -108,11 +168,7 @@ impl Watch {
                 watch.drain(input.len() >= LARGE);
                 watch.expected = 0;
             }
-            Self::Legacy(watch) => {
-                let written = input.lines().filter_map(|line| line.strip_prefix('*'));
-                let tables = Table::ALL.into_iter().filter(|table| written.clone().any(|name| name == table.as_str()));
-                watch.learn(&tables.collect::<Vec<_>>());
-            }
+            Self::Legacy(watch) => watch.learn(&written(input)),
         }
     }
 
@@ -157,6 +213,12 @@ impl Watch {
     }
 }
 
+/// The tables that an input for the restore program is about.
+fn written(input: &str) -> Vec<Table> {
+    let names = input.lines().filter_map(|line| line.strip_prefix('*'));
+    Table::ALL.into_iter().filter(|table| names.clone().any(|name| name == table.as_str())).collect()
+}
+
 #[derive(Debug)]
 pub(super) struct NftWatch {
     family: Family,
@@ -170,6 +232,7 @@ pub(super) struct NftWatch {
     /// Transactions of ours that are on their way.
     expected: usize,
     found: Vec<ForeignChange>,
+    account: Account,
 }
 
 impl NftWatch {
@@ -195,12 +258,20 @@ impl NftWatch {
         }
         if lost {
             debug!(drowned, "notifications of nf_tables were lost");
+            self.account.lost();
             let change = |table| ForeignChange { table, what: Touched::All, by: None, is_doubtful: drowned };
             self.found.extend(Table::ALL.map(change));
         }
     }
 
-    fn take(&mut self, Commit { tables, process }: Commit) {
+    fn take(&mut self, Commit { generation, tables, process }: Commit) {
+        match generation {
+            Some(generation) => self.account.heard(generation, tables.keys().copied()),
+            None => self.account.lost(),
+        }
+        if tables.is_empty() {
+            return;
+        }
         if self.is_own(process.as_ref()) {
             self.expected = self.expected.saturating_sub(1);
             return;
@@ -241,10 +312,14 @@ fn this_thread() -> u32 {
 pub(super) struct LegacyWatch {
     family: Family,
     lock: XtablesLock,
-    asker: Option<Asker>,
+    asker: Option<Arc<Asker>>,
     /// What the tables were like when we last wrote or read them.
     known: BTreeMap<Table, TableInfo>,
     found: Vec<ForeignChange>,
+    /// Fingerprint of the table that is being listed, from before.
+    reading: Option<(Table, u64)>,
+    /// Fingerprints of the tables when they were listed, as long as we have not written them since.
+    listed: BTreeMap<Table, u64>,
 }
 
 impl LegacyWatch {
@@ -280,22 +355,34 @@ impl LegacyWatch {
 
     fn ask(&mut self, tables: &[Table]) -> Vec<(Table, Option<TableInfo>)> {
         let listed = legacy_tables(self.family).unwrap_or_default();
-        let asker = match &mut self.asker {
-            Some(asker) => asker,
-            none => match Asker::new(self.family == Family::V6) {
-                Ok(asker) => none.insert(asker),
-                Err(error) => {
-                    debug!(%error, "sizes of legacy tables cannot be asked for");
-                    return Vec::new();
-                }
-            },
-        };
-        let ask = |table: Table| {
-            let is_listed = listed.lines().any(|name| name == table.as_str());
-            is_listed.then(|| asker.ask(table.as_str()).ok()).flatten()
-        };
+        let Some(asker) = self.asker() else { return Vec::new() };
+        let ask = |table: Table| has(&listed, table).then(|| asker.ask(table.as_str()).ok()).flatten();
         tables.iter().map(|table| (*table, ask(*table))).collect()
     }
+
+    /// On a thread of its own: a batch that comes meanwhile must not wait for it.
+    async fn fingerprint(&mut self, table: Table) -> Option<u64> {
+        if !has(&legacy_tables(self.family)?, table) {
+            return None;
+        }
+        let asker = self.asker()?;
+        let asked = tokio::task::spawn_blocking(move || asker.fingerprint(table.as_str())).await.ok()?;
+        asked.inspect_err(|error| debug!(%error, table = table.as_str(), "no fingerprint of a legacy table")).ok()
+    }
+
+    fn asker(&mut self) -> Option<Arc<Asker>> {
+        if self.asker.is_none() {
+            let opened = Asker::new(self.family == Family::V6);
+            self.asker =
+                opened.inspect_err(|error| debug!(%error, "legacy tables cannot be asked about")).ok().map(Arc::new);
+        }
+        self.asker.clone()
+    }
+}
+
+/// Whether a table is in the kernel's list of those that it has.
+fn has(listed: &str, table: Table) -> bool {
+    listed.lines().any(|name| name == table.as_str())
 }
 
 #[cfg(test)]
@@ -313,6 +400,7 @@ mod tests {
     fn commit(pid: Option<u32>) -> Commit {
         let chains = Touched::Chains(["cali-a".into()].into());
         Commit {
+            generation: Some(7),
             tables: BTreeMap::from([(Table::Filter, chains)]),
             process: pid.map(|pid| Process { pid, name: "x".into() }),
         }
