@@ -20,12 +20,14 @@ WORLDS ?= 5000
 # through the world of this seed alone, or begins with it if SIMULATE is given, too.
 KILLS ?= 200
 SEED ?= 1
+# How many seconds every call of a table program takes in `make slow`.
+SLOW ?= 60
 # How many seconds `make clobber` lets somebody write back old tables, for each variant.
 CLOBBER ?= 600
 # How many events and faults `make simulate` goes through.
 SIMULATE ?= 1000000
 
-.PHONY: help demo test worlds kills clobber bench histories simulate mutants setup lint clean
+.PHONY: help demo test worlds kills clobber slow bench histories simulate mutants setup lint clean
 
 help:
 	@echo 'make demo    build, and show the agent enforcing security groups on real packets (root)'
@@ -34,6 +36,7 @@ help:
 	@echo 'make worlds  send packets through many more random worlds than the tests do (WORLDS=n) (root)'
 	@echo 'make kills   kill an agent 200 times under load (KILLS=n SEED=n), as the tests do 20 times (root)'
 	@echo 'make clobber let somebody write back old tables for ten minutes (CLOBBER=seconds), as the tests do for 15 s (root)'
+	@echo 'make slow    what needs patience: programs that take a minute a call (SLOW=seconds), an interface absent for ten (root)'
 	@echo 'make bench   build, and write one JSON file of named results, target/bench.json (root)'
 	@echo "             parts: make bench BENCH='--only label-index'; BENCH=--help lists them"
 	@echo 'make histories  hold graph, program and policy against many more random histories (HISTORIES=n VERDICTS=n) than make test'
@@ -65,6 +68,11 @@ kills: setup
 clobber: setup
 	$(CARGO) build --package agent --bins
 	FELIX_CLOBBER=$(CLOBBER) $(CARGO) test --package felix-tests --test locks -- --nocapture writes_back
+
+slow: setup
+	$(CARGO) build --package agent --bins
+	FELIX_SLOW=$(SLOW) $(CARGO) test --package felix-tests --test upkeep -- --nocapture slow_programs
+	FELIX_UNPLUGGED=640 $(CARGO) test --package felix-tests --test unplugged -- --nocapture
 
 bench: setup
 	$(CARGO) build --release --package agent --package felix-benches --bins

@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod rule_text;
 pub mod services;
 pub mod solo;
+pub mod stamp;
 pub mod store;
 pub mod stream;
 pub mod table;

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use model::Family;
 use serde_json::json;
 use tempfile::TempDir;
 use testkit::netns::{Netns, scratch};
@@ -155,16 +156,32 @@ pub fn ghosts(content: &Content, host: &str, count: usize) -> Result<Vec<(String
 ///
 /// If sg-a is not in `content`.
 pub fn groups(content: &Content, count: usize, rules: usize, edition: u8) -> Result<Vec<(String, String)>> {
+    groups_of(content, Family::V4, count, rules, edition)
+}
+
+/// As [`groups`], of either family; in IPv6 the first rule allows 2001:db8:`edition`::/64.
+///
+/// # Errors
+///
+/// If sg-a is not in `content`.
+pub fn groups_of(
+    content: &Content,
+    family: Family,
+    count: usize,
+    rules: usize,
+    edition: u8,
+) -> Result<Vec<(String, String)>> {
     let base = content.get(&policy_key(SG_A)).context("sg-a")?;
+    let net = |number: usize, rule: usize| match (family, number + rule) {
+        (Family::V4, 0) => format!("198.51.{edition}.0/24"),
+        (Family::V6, 0) => format!("2001:db8:{edition}::/64"),
+        (Family::V4, _) => format!("10.{}.{}.{}/32", 128 + rule / 256, rule % 256, number % 256),
+        (Family::V6, _) => format!("fd00:128:{rule:x}::{number:x}/128"),
+    };
     let group = |number: usize| {
         let name = format!("big-{number:04}");
         let rule = |rule: usize| {
-            let net = if number + rule == 0 {
-                format!("198.51.{edition}.0/24")
-            } else {
-                format!("10.{}.{}.{}/32", 128 + rule / 256, rule % 256, number % 256)
-            };
-            json!({"action": "Allow", "ipVersion": 4, "protocol": 6, "source": {"nets": [net]},
+            json!({"action": "Allow", "ipVersion": family.digit(), "protocol": 6, "source": {"nets": [net(number, rule)]},
                 "destination": {"ports": [1000 + rule % 1000]}})
         };
         let value = edit(base, |object| {

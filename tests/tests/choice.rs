@@ -116,12 +116,21 @@ fn the_choice_is_kept_unless_the_configuration_says_otherwise() {
 /// Bar U6.c: packets that never meet our rules, because somebody drops them before. The agent says so as an error, once
 /// for each family, and is not in sync until they do; its rules are programmed all the same.
 #[test]
-fn rules_that_no_packet_meets_are_an_error() {
+fn rules_that_no_packet_meets_are_an_error_legacy() {
+    out_of_the_path(Variant::Legacy);
+}
+
+#[test]
+fn rules_that_no_packet_meets_are_an_error_nft() {
+    out_of_the_path(Variant::Nft);
+}
+
+fn out_of_the_path(variant: Variant) {
     if !end_to_end() {
         return;
     }
     let solo = Solo::new().unwrap();
-    let good = solo.start(&solo.agent(Variant::Nft)).unwrap();
+    let good = solo.start(&solo.agent(variant)).unwrap();
     for family in Family::BOTH {
         good.await_line(&format!("packets pass our rules family={}", family.digit()), PATIENCE).unwrap();
     }
@@ -133,7 +142,7 @@ fn rules_that_no_packet_meets_are_an_error() {
         nft 'add chain inet early first { type filter hook prerouting priority -500; }'
         nft add rule inet early first iifname != '{ lo, eth0 }' drop";
     solo.host().sh(gone).unwrap();
-    let agent = Agent::start(&solo.agent(Variant::Nft)).unwrap();
+    let agent = Agent::start(&solo.agent(variant)).unwrap();
     agent.await_line("rules are not in the packet path", PATIENCE).unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let log = agent.log().unwrap();
@@ -141,7 +150,7 @@ fn rules_that_no_packet_meets_are_an_error() {
     assert_eq!(errors.len(), 2, "one for each family: {errors:#?}");
     assert!(!log.contains("in sync: everything wanted is in force"), "{log}");
     // Rules are programmed all the same.
-    assert!(chains(solo.host(), Variant::Nft)[0] > 0);
+    assert!(chains(solo.host(), variant)[0] > 0);
 
     solo.host().sh("nft delete table inet early").unwrap();
     agent.await_line("in sync: everything wanted is in force", PATIENCE).unwrap();

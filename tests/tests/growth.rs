@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use felix_tests::agent::{Agent, Start, Variant, end_to_end};
 use felix_tests::bed::{Bed, Host, Place, Vm};
-use felix_tests::data::{PORTS_UP, SG_A, content, dual_stack};
+use felix_tests::data::{PORTS_UP, SG_A, content, dual_stack, policy_key};
 use felix_tests::kernel::Kernel;
 use felix_tests::solo::ghosts;
 use felix_tests::table::{become_as_expected, table};
@@ -104,7 +104,10 @@ fn grow(variant: Variant) {
         let said: Vec<&str> =
             log.lines().filter(|line| line.contains(" ERROR ") && line.contains(set.as_str())).collect();
         assert_eq!(said.len(), 1, "{set}: {said:#?}\n{log}");
-        assert!(said[0].contains(&format!("ossg.default.{SG_A}")), "no policy: {}", said[0]);
+        // The selector of the set is that of this rule.
+        let rules = ingress_rules_from(&content[&policy_key(SG_A)], SG_A);
+        let named = rules.iter().any(|rule| said[0].contains(&format!("ossg.default.{SG_A} ingress rule {rule}")));
+        assert!(named, "no policy, or no rule of {rules:?}: {}", said[0]);
     }
     // Everything else goes on.
     let key = &bed.machine(Vm::B1).0.key;
@@ -120,6 +123,14 @@ fn grow(variant: Variant) {
     for agent in [first, second] {
         agent.stop().unwrap();
     }
+}
+
+/// Returns the places of the ingress rules of a policy whose source is a group.
+fn ingress_rules_from(policy: &str, group: &str) -> Vec<usize> {
+    let policy: serde_json::Value = serde_json::from_str(policy).unwrap();
+    let rules = policy["spec"]["ingress"].as_array().unwrap().iter().enumerate();
+    let from = rules.filter(|(_, rule)| rule["source"]["selector"].as_str().is_some_and(|text| text.contains(group)));
+    from.map(|(place, _)| place).collect()
 }
 
 fn await_pings(agent: &Agent, as_wanted: impl Fn(Family) -> bool) {

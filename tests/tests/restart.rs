@@ -2,15 +2,16 @@
 //! (I5, bars U1.b and U20.a), also if etcd is slow or the first list is cut half-way, twice. Until the list is complete
 //! nothing is deleted, because nothing is written (U20.c).
 #![allow(clippy::unwrap_used, reason = "a test that meets something unexpected fails")]
+#![allow(clippy::print_stdout, reason = "what was measured is for whoever asks with --nocapture")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use felix_tests::agent::{Agent, Start, Variant, end_to_end};
 use felix_tests::bed::{Bed, Host, Place};
 use felix_tests::data::{PORTS_UP, content, dual_stack};
 use felix_tests::kernel::Kernel;
 use felix_tests::proxy::Proxy;
-use felix_tests::solo::ghosts;
+use felix_tests::solo::{Solo, ghosts, groups};
 use felix_tests::table::{become_as_expected, table};
 use felix_tests::traffic::{ALLOWED, FORBIDDEN, Outcome, Traffic};
 use felix_tests::watch::{Notifications, Wrappers};
@@ -112,6 +113,55 @@ fn restart(variant: Variant, trouble: Trouble) {
     // The wrappers have been used at all.
     let saves = format!("{}-save", variant.word());
     assert!(!wrappers.calls(host).unwrap().is_empty(), "no call of a tool, not even {saves}:\n{log}");
+}
+
+/// Bar U1.b: a restart with nothing changed has everything in force 500 ms after the time at the latest that it takes to
+/// read the kernel back, which the operator's tools show in the same run; that it writes nothing is what the tests above
+/// are about. From the start of the process to its own word. An agent that is not optimised may take three times as long.
+#[test]
+fn a_restart_is_in_sync_half_a_second_after_the_kernel_can_be_read_legacy() {
+    in_sync_soon(Variant::Legacy);
+}
+
+#[test]
+fn a_restart_is_in_sync_half_a_second_after_the_kernel_can_be_read_nft() {
+    in_sync_soon(Variant::Nft);
+}
+
+fn in_sync_soon(variant: Variant) {
+    const ATTEMPTS: usize = 3;
+    const IN_SYNC: &str = "in sync: everything wanted is in force";
+    const BAR: Duration = Duration::from_millis(if cfg!(debug_assertions) { 3 * 500 } else { 500 });
+    if !end_to_end() {
+        return;
+    }
+    let solo = Solo::new().unwrap();
+    solo.store().put_all(groups(solo.content(), 20, 100, 0).unwrap()).unwrap();
+    solo.store().put_all(ghosts(solo.content(), "compute-9", 500).unwrap()).unwrap();
+    solo.start(&solo.agent(variant)).unwrap().stop().unwrap();
+    let before = Kernel::read(solo.host(), variant).unwrap();
+    assert!(before.sizes().1 > 2 * 20 * 100, "{:?}", before.sizes());
+    let (mut measured, mut last) = (Vec::new(), String::new());
+    for _ in 0..ATTEMPTS {
+        let began = Instant::now();
+        Kernel::read(solo.host(), variant).unwrap();
+        let floor = began.elapsed();
+        let began = Instant::now();
+        let again = Agent::start(&solo.agent(variant)).unwrap();
+        again.await_line(IN_SYNC, PATIENCE).unwrap();
+        let took = began.elapsed();
+        let log = again.stop().unwrap();
+        let first = log.lines().find(|line| line.contains("batch applied")).unwrap();
+        assert!(first.contains("writes=0"), "{log}");
+        measured.push((took, floor));
+        last = log;
+        if took <= floor * 13 / 10 + BAR {
+            break;
+        }
+    }
+    println!("{variant:?}: in sync after, read by hand: {measured:?}");
+    let (took, floor) = measured.last().unwrap();
+    assert!(*took <= *floor * 13 / 10 + BAR, "{measured:?}\n{last}");
 }
 
 /// Returns half of what etcd sends to an agent on the connection with the most, from its start to its first batch: that

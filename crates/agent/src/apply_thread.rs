@@ -235,7 +235,9 @@ impl Pace {
     fn gap_after(&mut self, done: &Done, now: Instant) -> Duration {
         let average = self.average.map_or(done.took, |average| (average * 3 + done.took) / 4);
         self.average = Some(average);
-        let by_cost = if average < CHEAP { Duration::ZERO } else { (average / 2).min(LONGEST_GAP) };
+        // No longer than this apply took: what is to follow a cheap one does not pay for an expensive one before it, like
+        // the first of all (U17.b: a route that waits for the flows of its former holder).
+        let by_cost = if average < CHEAP { Duration::ZERO } else { (average / 2).min(LONGEST_GAP).min(done.took) };
         by_cost.max(self.by_rate(done)).max(self.by_lock(done, now))
     }
 
@@ -309,9 +311,12 @@ mod tests {
         assert_eq!(gap(&[4]), Some(0));
         assert_eq!(gap(&[20]), Some(10));
         assert_eq!(gap(&[1000]), Some(100));
-        // One expensive batch is forgotten after some cheap ones.
-        assert_eq!(gap(&[40, 0, 0, 0]), Some(8));
-        assert_eq!(gap(&[40, 0, 0, 0, 0, 0, 0, 0, 0]), Some(0));
+        // Cheap ones do not pay for an expensive one before them.
+        assert_eq!(gap(&[1000, 0]), Some(0));
+        assert_eq!(gap(&[40, 40, 6]), Some(6));
+        // It is forgotten after some cheap ones.
+        assert_eq!(gap(&[40, 0, 0, 0, 30]), Some(10));
+        assert_eq!(gap(&[40, 0, 0, 0, 0, 0, 0, 0, 0, 4]), Some(0));
     }
 
     /// Applies that last `took` each, with `per_second` updates per second for `time`, of which each needs a table

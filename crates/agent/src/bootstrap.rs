@@ -29,7 +29,8 @@ use crate::graph_thread::{GraphThread, ToGraph};
 use crate::local::Local;
 use crate::main_loop::{Inputs, MainLoop};
 use crate::signals::Signals;
-use crate::{apply_thread, options, parts};
+use crate::unplugged::Unplugged;
+use crate::{apply_thread, options, parts, unplugged};
 
 /// Time between two attempts to start with a stored configuration that is wrong.
 const RETRY: Duration = Duration::from_secs(1);
@@ -104,7 +105,9 @@ pub(crate) async fn run(local: Local, log: Log) -> anyhow::Result<Ended> {
     let watch_links = link_monitor.run(link_events);
     let mut inputs = Inputs { datastore: from_datastore, links, messages: from_threads };
     let passive = settings.is_passive();
-    let mut main_loop = MainLoop::new(ConfigWatch::new(local.raw, resolved), to_graph.clone(), passive, started);
+    let config = ConfigWatch::new(local.raw, resolved);
+    let unplugged = Unplugged::new(unplugged::LIMIT);
+    let mut main_loop = MainLoop::new(config, to_graph.clone(), passive, started, unplugged);
 
     let ended = tokio::select! {
         biased;

@@ -19,6 +19,7 @@ mod options;
 mod parts;
 mod reports;
 mod signals;
+mod unplugged;
 
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};

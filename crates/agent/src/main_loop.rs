@@ -22,6 +22,7 @@ use crate::exit::Ended;
 use crate::graph_thread::ToGraph;
 use crate::parts::{How, Message};
 use crate::reports::Reports;
+use crate::unplugged::Unplugged;
 
 /// Time between two lines that say what is waited for.
 const REMINDER: Duration = Duration::from_secs(30);
@@ -47,6 +48,7 @@ pub(crate) struct MainLoop {
     /// Before the facts are complete: there was a workload endpoint of this host, and one of another.
     endpoints_here: bool,
     endpoints_elsewhere: bool,
+    unplugged: Unplugged,
     reports: Reports,
 }
 
@@ -59,7 +61,13 @@ pub(crate) struct Inputs {
 }
 
 impl MainLoop {
-    pub(crate) fn new(config: ConfigWatch, graph: Sender<ToGraph>, passive: bool, started: Instant) -> Self {
+    pub(crate) fn new(
+        config: ConfigWatch,
+        graph: Sender<ToGraph>,
+        passive: bool,
+        started: Instant,
+        unplugged: Unplugged,
+    ) -> Self {
         Self {
             backlog: Backlog::default(),
             config,
@@ -74,6 +82,7 @@ impl MainLoop {
             in_force: false,
             endpoints_here: false,
             endpoints_elsewhere: false,
+            unplugged,
             reports: Reports::default(),
         }
     }
@@ -82,6 +91,7 @@ impl MainLoop {
     pub(crate) async fn run(&mut self, inputs: &mut Inputs) -> Ended {
         let mut reminder = tokio::time::interval_at(tokio::time::Instant::now() + REMINDER, REMINDER);
         loop {
+            let unplugged = self.unplugged.next_due();
             let ended = tokio::select! {
                 message = inputs.datastore.recv() => match message {
                     Some(message) => self.on_datastore(message),
@@ -97,6 +107,10 @@ impl MainLoop {
                 message = inputs.messages.recv() => message.and_then(|message| self.on_message(message)),
                 _ = reminder.tick(), if !self.complete() => {
                     self.remind();
+                    None
+                }
+                () = until(unplugged) => {
+                    self.unplugged.report(now());
                     None
                 }
             };
@@ -127,8 +141,12 @@ impl MainLoop {
     }
 
     fn note_endpoint(&mut self, update: &Update) {
-        if let Update::WorkloadEndpoint(key, Some(_)) = update {
-            let here = *key.host == *self.config.hostname();
+        let Update::WorkloadEndpoint(key, endpoint) = update else { return };
+        let here = *key.host == *self.config.hostname();
+        if here {
+            self.unplugged.on_endpoint(key, endpoint.as_ref().map(|endpoint| &endpoint.interface), now());
+        }
+        if endpoint.is_some() {
             self.endpoints_here |= here;
             self.endpoints_elsewhere |= !here;
         }
@@ -142,7 +160,10 @@ impl MainLoop {
 
     fn on_link(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Changed(name, state) => self.backlog.push(Update::Link(name, state)),
+            LinkEvent::Changed(name, state) => {
+                self.unplugged.on_link(&name, state.is_some(), now());
+                self.backlog.push(Update::Link(name, state));
+            }
             LinkEvent::InSync => self.links_listed = true,
         }
     }
@@ -180,6 +201,9 @@ impl MainLoop {
 
     /// Answers the graph thread, if it waits and there is something to say.
     fn feed(&mut self) {
+        if self.complete() {
+            self.unplugged.begin(now());
+        }
         let news = self.complete() && !self.told_complete;
         if !self.graph_wants_updates || (self.backlog.is_empty() && !news) {
             return;
@@ -208,9 +232,23 @@ impl MainLoop {
     }
 }
 
+/// The time, as timers see it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Waits for the moment, or for ever if there is none.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unplugged::LIMIT;
     use model::{LinkState, WorkloadEndpoint, WorkloadEndpointKey};
     use settings::{Raw, Source};
     use std::sync::Arc;
@@ -305,12 +343,51 @@ mod tests {
         }
     }
 
+    /// U7.c: all that it takes passes by here, and the time comes by itself.
+    #[tokio::test]
+    async fn an_endpoint_of_this_host_is_reported_when_its_interface_has_been_absent_for_long() {
+        let (mut main_loop, _graph) = main_loop(false);
+        main_loop.unplugged = Unplugged::new(Duration::from_millis(40));
+        let (datastore, from_datastore) = mpsc::channel(8);
+        let (link_events, links) = mpsc::channel(8);
+        let (_messages, messages) = mpsc::channel(8);
+        let mut inputs = Inputs { datastore: from_datastore, links, messages };
+        let endpoints =
+            [("h1", "a", "tap1"), ("h1", "b", "tap2"), ("h2", "c", "tap3")].map(|(host, name, interface)| {
+                let (orchestrator, workload) = ("openstack".into(), "openstack/w".into());
+                let key = WorkloadEndpointKey { host: host.into(), orchestrator, workload, endpoint: name.into() };
+                let endpoint = WorkloadEndpoint { interface: interface.into(), ..WorkloadEndpoint::default() };
+                Update::WorkloadEndpoint(key, Some(Arc::new(endpoint)))
+            });
+        let updates = endpoints.into_iter().chain([Update::Ready(Some(true))]).collect();
+        datastore.send(FromDatastore::Updates(updates)).await.unwrap();
+        link_events.send(LinkEvent::Changed("tap2".into(), Some(LinkState::default()))).await.unwrap();
+        link_events.send(LinkEvent::InSync).await.unwrap();
+        let state = async |main_loop: &mut MainLoop, inputs: &mut Inputs| {
+            drop(tokio::time::timeout(Duration::from_millis(10), main_loop.run(inputs)).await);
+            let figures = main_loop.unplugged.figures(now());
+            (figures.without_interface, figures.reported)
+        };
+        for _ in 0..10 {
+            assert_eq!(state(&mut main_loop, &mut inputs).await.1, 0, "the datastore is not in sync");
+        }
+        datastore.send(FromDatastore::State(SyncState::InSync)).await.unwrap();
+        let deadline = now() + Duration::from_secs(20);
+        while state(&mut main_loop, &mut inputs).await != (1, 1) {
+            assert!(now() < deadline, "{:?}", main_loop.unplugged);
+        }
+        link_events.send(LinkEvent::Changed("tap1".into(), Some(LinkState::default()))).await.unwrap();
+        while state(&mut main_loop, &mut inputs).await != (0, 0) {
+            assert!(now() < deadline, "{:?}", main_loop.unplugged);
+        }
+    }
+
     fn main_loop(passive: bool) -> (MainLoop, Receiver<ToGraph>) {
         let (graph, inbox) = std::sync::mpsc::channel();
         let mut raw = Raw::default();
         raw.set(Source::Default, "FelixHostname", "h1");
         let config = ConfigWatch::new(raw.clone(), raw.resolve().unwrap());
-        (MainLoop::new(config, graph, passive, Instant::now()), inbox)
+        (MainLoop::new(config, graph, passive, Instant::now(), Unplugged::new(LIMIT)), inbox)
     }
 
     fn ask(main_loop: &mut MainLoop) {

@@ -9,7 +9,8 @@ use dataplane::{DriverReport, Options};
 use ipnet::IpNet;
 use model::{Family, LinkState, Name};
 use program::RouteSpec;
-use testkit::netns::in_new_netns;
+use testkit::flows::{self, Filler};
+use testkit::netns::{Process, in_new_netns, scratch};
 use tokio::runtime::Runtime;
 
 fn sh(line: &str) -> String {
@@ -336,6 +337,177 @@ fn ten_thousand_routes_are_written_in_batches_and_read_back() {
         let start = Instant::now();
         assert_eq!(host.sync(), 0);
         eprintln!("read and compared: {:?}", start.elapsed());
+    });
+}
+
+/// The kernel's own account of what becomes of routes, in order.
+struct Account {
+    directory: tempfile::TempDir,
+    _monitor: Process,
+    /// How much of it was read.
+    read: usize,
+    /// How many routes have come and gone to show where in the account we are.
+    marks: u32,
+}
+
+impl Account {
+    fn open() -> Self {
+        let directory = scratch().unwrap();
+        let output = std::fs::File::create(directory.path().join("routes")).unwrap();
+        let monitor = Process::start(Command::new("ip").args(["monitor", "route"]).stdout(output)).unwrap();
+        let mut account = Self { directory, _monitor: monitor, read: 0, marks: 1000 };
+        account.news("");
+        account
+    }
+
+    /// What became of routes since the last call, through interfaces whose names begin so, without what the kernel does
+    /// of its own accord.
+    fn news(&mut self, interface: &str) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let text = loop {
+            self.marks += 1;
+            let mark = format!("blackhole 192.0.2.255 metric {}", self.marks);
+            sh(&format!("ip route add {mark}; ip route del {mark}"));
+            std::thread::sleep(Duration::from_millis(10));
+            let text = std::fs::read_to_string(self.directory.path().join("routes")).unwrap();
+            let heard = text.lines().any(|line| line.starts_with(&mark));
+            if heard {
+                break text;
+            }
+            assert!(Instant::now() < deadline, "no account of routes: {text}");
+        };
+        let lines = text[self.read..].lines().filter(|line| line.contains(&format!(" dev {interface}")));
+        let lines = lines.filter(|line| !line.contains(" proto kernel ") && !line.contains("table local"));
+        let lines = lines.map(|line| line.trim().to_owned()).collect();
+        self.read = text.len();
+        lines
+    }
+}
+
+/// host.md 9.7, trace A, in both families: a CNI plugin has made the interface with a route of its own metric. It stays
+/// until the endpoint arrives; then ours is there before that goes, and the flows of the address are not touched.
+#[test]
+fn trace_a_a_route_of_a_plugin_is_replaced_without_a_gap_and_without_its_flows() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        let mut account = Account::open();
+        let mut host = Host::new();
+        host.links(&["lo"]);
+        host.sync();
+        veth("cali1");
+        sh("ip route add 10.65.0.2 dev cali1 scope link; ip -6 route add fd10::2 dev cali1 metric 256");
+        let mut filler = Filler::new().unwrap();
+        for [own, other] in [["10.65.0.2", "8.8.8.8"], ["fd10::2", "fd20::8"]] {
+            let [own, other] = [own, other].map(|text| text.parse().unwrap());
+            filler.add([own, other], [other, own]).unwrap();
+            filler.add([other, own], [own, other]).unwrap();
+        }
+        filler.flush().unwrap();
+        assert_eq!(flows::count().unwrap(), 4);
+
+        host.links(&["cali1"]);
+        host.sync();
+        follow(&mut host, Duration::from_millis(200));
+        assert_eq!(shown("cali1").len(), 2, "what the plugin made has ten seconds");
+
+        account.news("");
+        host.want("cali1", "10.65.0.2/32 fd10::2/128");
+        host.sync();
+        follow(&mut host, Duration::from_millis(200));
+        let told = account.news("cali1");
+        for (address, metric) in [("10.65.0.2", ""), ("fd10::2", " metric 256")] {
+            let of: Vec<&String> = told.iter().filter(|line| line.contains(&format!("{address} "))).collect();
+            let [added, gone] = of[..] else { panic!("{told:#?}") };
+            assert!(added.starts_with(address) && added.contains(" metric 1024"), "{told:#?}");
+            assert!(gone.starts_with("Deleted ") && !gone.contains(" metric 1024"), "{told:#?}");
+            assert!(gone.contains(metric), "{told:#?}");
+        }
+        assert_eq!(shown("cali1").len(), 2);
+        assert_eq!(flows::count().unwrap(), 4, "the address is where it was");
+    });
+}
+
+/// host.md 9.7, trace D: a successor that finds everything as it wants it writes no route.
+#[test]
+fn trace_d_a_restart_with_nothing_changed_writes_no_route() {
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        veth("cali1");
+        veth("cali2");
+        let mut account = Account::open();
+        let mut host = Host::new();
+        let all = |host: &mut Host| {
+            host.links(&["lo", "cali1", "pcali1", "cali2", "pcali2"]);
+            host.want("cali1", "10.65.0.2/32 192.0.2.10/32 fd10::2/128");
+            host.want("cali2", "10.65.0.3/32 fd10::3/128");
+        };
+        all(&mut host);
+        host.sync();
+        assert_eq!(account.news("cali").len(), 5);
+        host.routes = Host::driver();
+        all(&mut host);
+        assert_eq!(host.sync(), 0);
+        follow(&mut host, Duration::from_millis(200));
+        assert_eq!(account.news("cali"), [""; 0]);
+    });
+}
+
+/// Routes to one address that differ in their metrics only: each is deleted by itself, the wanted one never, and those
+/// of others on their interfaces neither. IPv6 takes a deletion without a metric for the first that fits.
+#[test]
+fn routes_with_several_metrics_are_deleted_one_by_one_and_the_wanted_one_never() {
+    const METRICS: [u32; 4] = [100, 512, 1500, 4096];
+    testkit::kernel_test!();
+    in_new_netns(|| {
+        veth("cali1");
+        veth("eth0");
+        let mut account = Account::open();
+        let mut host = Host::new();
+        host.links(&["lo", "eth0", "peth0", "cali1", "pcali1"]);
+        host.want("cali1", "10.65.0.2/32 fd10::2/128");
+        host.sync();
+        let others = "ip route add 10.65.0.2 dev eth0 metric 700 proto bird; ip -6 route add fd10::2 dev eth0 metric 700 proto bird";
+        sh(others);
+        for metric in METRICS {
+            sh(&format!(
+                "ip route add 10.65.0.2 dev cali1 metric {metric}; ip -6 route add fd10::2 dev cali1 metric {metric}"
+            ));
+        }
+        let theirs = shown("eth0");
+        assert_eq!((shown("cali1").len(), theirs.len()), (2 * (METRICS.len() + 1), 2));
+
+        let gone = |told: Vec<String>, address: &str| {
+            let of = told.into_iter().filter(|line| line.contains(&format!("{address} ")));
+            let mut metrics: Vec<u32> = of
+                .map(|line| {
+                    assert!(line.starts_with("Deleted "), "{line}");
+                    line.split(" metric ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+                })
+                .collect();
+            metrics.sort_unstable();
+            metrics
+        };
+        account.news("");
+        host.routes.distrust();
+        host.sync();
+        let told = account.news("cali1");
+        for address in ["10.65.0.2", "fd10::2"] {
+            assert_eq!(gone(told.clone(), address), METRICS, "{told:#?}");
+        }
+        assert_eq!(shown("cali1").len(), 2);
+
+        // All of them go with the endpoint, if they are there at that moment.
+        for metric in METRICS {
+            sh(&format!("ip -6 route add fd10::2 dev cali1 metric {metric}"));
+        }
+        account.news("");
+        host.routes.distrust();
+        host.want("cali1", "");
+        host.sync();
+        let told = account.news("cali1");
+        assert_eq!(gone(told.clone(), "fd10::2"), [100, 512, 1024, 1500, 4096], "{told:#?}");
+        assert_eq!(gone(told, "10.65.0.2"), [1024]);
+        assert_eq!((shown("cali1").len(), shown("eth0")), (0, theirs));
     });
 }
 

@@ -227,9 +227,11 @@ fn saves_running() -> usize {
     let processes =
         std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
     let saves = processes.filter(|pid| pid.parse::<u32>().is_ok()).filter(|pid| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        // `comm` would be cut before the word.
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let program = line.split('\0').next().unwrap_or_default();
         let namespace = std::fs::read_link(format!("/proc/{pid}/ns/net"));
-        name.contains("tables") && name.trim_end().ends_with("-save") && namespace.is_ok_and(|netns| netns == here)
+        program.contains("tables") && program.ends_with("-save") && namespace.is_ok_and(|netns| netns == here)
     });
     saves.count()
 }

@@ -5,6 +5,7 @@
 pub mod build;
 pub mod documents;
 pub mod etcd;
+pub mod flows;
 pub mod frames;
 pub mod history;
 pub mod interpret;

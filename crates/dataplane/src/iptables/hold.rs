@@ -418,7 +418,7 @@ impl TableDriver {
     }
 }
 
-const fn direction_word(direction: Direction) -> &'static str {
+pub(super) const fn direction_word(direction: Direction) -> &'static str {
     match direction {
         Direction::Ingress => "ingress",
         Direction::Egress => "egress",

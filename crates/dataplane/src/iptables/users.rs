@@ -3,11 +3,12 @@
 //! Asked by the apply loop for the operator: about a set that became too large, and about one that cannot be
 //! destroyed for long, usually because of what another variant or program has left (users.md U3.b, U3.c).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use program::{Origin, Rule, SetName};
 
 use super::backend::families;
+use super::hold::direction_word;
 use super::table::TableDriver;
 use super::variant;
 use crate::options::{Options, Variant};
@@ -16,23 +17,35 @@ use crate::options::{Options, Variant};
 const MOST_RULES: usize = 5;
 
 impl TableDriver {
-    /// The policies and profiles of which a rule names the set; chains that come from none, by name.
+    /// The policies and profiles of which a rule names the set, with the first such rule of each direction, which is where
+    /// the selector of the set is found; chains that come from none, by name.
     pub fn owners(&self, set: &SetName) -> BTreeSet<String> {
-        let mut owners = BTreeSet::new();
+        let mut first: BTreeMap<String, Option<u32>> = BTreeMap::new();
         for (chain, wanted) in &self.chains {
             for rule in wanted.chain.rules.iter().filter(|rule| rule.sets().any(|named| named == set)) {
-                owners.insert(owner(chain, rule));
+                let (owner, index) = owner(chain, rule);
+                let known = first.entry(owner).or_insert(index);
+                *known = index.min(*known);
             }
         }
-        owners
+        let text = |(owner, index): (String, Option<u32>)| match index {
+            Some(index) => format!("{owner} rule {index}"),
+            None => owner,
+        };
+        first.into_iter().map(text).collect()
     }
 }
 
-fn owner(chain: &str, rule: &Rule) -> String {
+/// Where a rule comes from, and its place there.
+fn owner(chain: &str, rule: &Rule) -> (String, Option<u32>) {
     match &rule.origin {
-        Some(Origin::Policy { key, .. }) => format!("policy {key}"),
-        Some(Origin::Profile { name, .. }) => format!("profile {name}"),
-        None => format!("chain {chain}"),
+        Some(Origin::Policy { key, direction, index }) => {
+            (format!("policy {key} {}", direction_word(*direction)), Some(*index))
+        }
+        Some(Origin::Profile { name, direction, index }) => {
+            (format!("profile {name} {}", direction_word(*direction)), Some(*index))
+        }
+        None => (format!("chain {chain}"), None),
     }
 }
 

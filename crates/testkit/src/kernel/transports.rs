@@ -629,11 +629,11 @@ impl FamilyConnection {
             hash: line.hash.as_deref().and_then(RuleHash::parse),
             is_ours: line.is_ours(),
         };
-        let rules = |name: &Box<str>| {
+        let rules = |name: &str| {
             let rules = contents.and_then(|contents| contents.chains.get(name));
             rules.into_iter().flat_map(|rules| rules.iter()).map(read).collect()
         };
-        TableResponse::Chains(names.iter().map(rules).collect())
+        TableResponse::Chains(names.iter().map(|name| rules(name)).collect())
     }
 
     async fn restore(&self, input: &str) -> TableResponse {
