@@ -43,8 +43,11 @@ const COLLECT: Duration = Duration::from_millis(150);
 const LOCK_WINDOW: Duration = Duration::from_secs(5);
 const LOCK_SHARE: Duration = Duration::from_millis(2300);
 
-/// Least time between two attempts that no batch asked for.
+/// Least time between two applies for the sake of what others do.
 const LEAST_PAUSE: Duration = Duration::from_millis(10);
+/// Before an attempt that no batch asked for there is a pause of so many times what the last apply took, but at least
+/// and at most so long: a driver that waits for the kernel may look every few milliseconds.
+const REST: (u32, Duration, Duration) = (8, Duration::from_millis(2), LEAST_PAUSE);
 
 /// What came of one apply.
 #[derive(Debug)]
@@ -126,15 +129,20 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
     let mut asked = false;
     // Before that, only a batch leads to an apply.
     let mut rested = Instant::now();
+    // Until then changes are collected; what a driver wants to try again need not wait for that.
+    let mut collecting = rested;
     loop {
-        if !asked && ends.ready.send(ToGraph::ReadyForBatch).is_err() {
-            return;
-        }
-        asked = true;
         let (cause, Batch { changes, updates, calculating, since }) = tokio::select! {
             biased;
             () = stopped(&mut ends.stop) => return,
-            changes = ends.batches.recv() => match changes {
+            () = after(collecting, async {}), if !asked => {
+                if ends.ready.send(ToGraph::ReadyForBatch).is_err() {
+                    return;
+                }
+                asked = true;
+                continue;
+            }
+            changes = after(collecting, ends.batches.recv()), if asked => match changes {
                 Some(batch) => (Cause::Batch, batch),
                 None => return,
             },
@@ -157,21 +165,27 @@ async fn applies(mut apply: ApplyLoop, mut ends: Ends) {
                 return;
             }
         };
-        rested = Instant::now() + LEAST_PAUSE;
-        again = report.again.map(|(at, reason)| (at.max(rested), reason));
+        let ended = Instant::now();
         let wrote_tables = report.drivers.iter().any(|driver| driver.lines > 0);
-        let gap = pace.gap_after(
-            &Done { began, took: report.took, lock_held: report.lock_held(), wrote_tables, updates },
-            Instant::now(),
-        );
+        let mut gap = Gap::default();
+        // Attempts at what may not work yet are many and cheap, and say nothing about what a batch costs.
+        if cause == Cause::Batch || report.writes() > 0 {
+            let done = Done { began, took: report.took, lock_held: report.lock_held(), wrote_tables, updates };
+            gap = pace.gap_after(&done, ended);
+        }
+        collecting = collecting.max(ended + gap.collecting);
+        rested = collecting.max(ended + LEAST_PAUSE);
+        let rest = rest_after(began.elapsed()).max(gap.for_others);
+        again = report.again.map(|(at, reason)| (at.max(ended + rest), reason));
         if ends.messages.send(Message::Applied(Box::new(Applied { cause, counts, report, before }))).await.is_err() {
             return;
         }
-        tokio::select! {
-            () = stopped(&mut ends.stop) => return,
-            () = tokio::time::sleep(gap) => (),
-        }
     }
+}
+
+fn rest_after(took: Duration) -> Duration {
+    let (times, least, most) = REST;
+    took.saturating_mul(times).clamp(least, most)
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
@@ -189,6 +203,15 @@ async fn stopped_for_long(stop: &mut watch::Receiver<bool>) {
 async fn disturbed(apply: &mut ApplyLoop, rested: Instant) -> &'static str {
     tokio::time::sleep_until(rested.into()).await;
     apply.disturbed().await
+}
+
+/// Waits for the moment, then for the event.
+async fn after<T>(at: Instant, event: impl Future<Output = T>) -> T {
+    // The timer would round a moment of the past up to the next millisecond.
+    if at > Instant::now() {
+        tokio::time::sleep_until(at.into()).await;
+    }
+    event.await
 }
 
 /// Waits for the moment, or for ever if there is none.
@@ -218,6 +241,15 @@ struct Done {
     updates: usize,
 }
 
+/// How long to wait after an apply.
+#[derive(Clone, Copy, Debug, Default)]
+struct Gap {
+    /// Before the next batch.
+    collecting: Duration,
+    /// Before anything that may take the xtables lock again.
+    for_others: Duration,
+}
+
 /// How long to collect changes between applies.
 #[derive(Debug, Default)]
 struct Pace {
@@ -231,14 +263,15 @@ struct Pace {
 }
 
 impl Pace {
-    /// Takes one apply in and returns how long to collect before the next.
-    fn gap_after(&mut self, done: &Done, now: Instant) -> Duration {
+    /// Takes one apply in and returns how long to wait before the next.
+    fn gap_after(&mut self, done: &Done, now: Instant) -> Gap {
         let average = self.average.map_or(done.took, |average| (average * 3 + done.took) / 4);
         self.average = Some(average);
         // No longer than this apply took: what is to follow a cheap one does not pay for an expensive one before it, like
         // the first of all (U17.b: a route that waits for the flows of its former holder).
         let by_cost = if average < CHEAP { Duration::ZERO } else { (average / 2).min(LONGEST_GAP).min(done.took) };
-        by_cost.max(self.by_rate(done)).max(self.by_lock(done, now))
+        let for_others = self.by_lock(done, now);
+        Gap { collecting: by_cost.max(self.by_rate(done)).max(for_others), for_others }
     }
 
     /// Many changes in a short time are collected; a lone one, or one that waits for the one before, is not.
@@ -306,7 +339,7 @@ mod tests {
                 wrote_tables: false,
                 updates: 1,
             };
-            costs.iter().map(|ms| pace.gap_after(&done(ms), now).as_millis()).last()
+            costs.iter().map(|ms| pace.gap_after(&done(ms), now).collecting.as_millis()).last()
         };
         assert_eq!(gap(&[4]), Some(0));
         assert_eq!(gap(&[20]), Some(10));
@@ -317,6 +350,14 @@ mod tests {
         // It is forgotten after some cheap ones.
         assert_eq!(gap(&[40, 0, 0, 0, 30]), Some(10));
         assert_eq!(gap(&[40, 0, 0, 0, 0, 0, 0, 0, 0, 4]), Some(0));
+    }
+
+    #[test]
+    fn attempts_that_no_batch_asks_for_take_a_ninth_of_the_time_or_come_ten_milliseconds_apart() {
+        let cases = [(0, 2000), (100, 2000), (250, 2000), (500, 4000), (1250, 10_000), (100_000, 10_000)];
+        for (took, rest) in cases {
+            assert_eq!(rest_after(Duration::from_micros(took)), Duration::from_micros(rest), "{took} us");
+        }
     }
 
     /// Applies that last `took` each, with `per_second` updates per second for `time`, of which each needs a table
@@ -339,7 +380,7 @@ mod tests {
             let done = Done { began: start + at, took, lock_held, wrote_tables: true, updates };
             writes.push((at, took));
             at += took;
-            at += pace.gap_after(&done, start + at);
+            at += pace.gap_after(&done, start + at).collecting;
         }
         writes
     }
@@ -375,12 +416,12 @@ mod tests {
         for n in 0..40u32 {
             let began = now + n * 10 * MS;
             let done = Done { began, took: 2 * MS, lock_held: Duration::ZERO, wrote_tables: true, updates: 1 };
-            gaps.push(pace.gap_after(&done, began + done.took));
+            gaps.push(pace.gap_after(&done, began + done.took).collecting);
         }
         assert!(gaps.iter().all(|gap| *gap <= PROBE), "{gaps:?}");
         assert!(gaps.iter().filter(|gap| **gap > Duration::ZERO).count() <= 6, "{gaps:?}");
         // Batches without tables are never held up, however many there are.
         let done = Done { began: now, took: MS, lock_held: Duration::ZERO, wrote_tables: false, updates: 100_000 };
-        assert_eq!(Pace::default().gap_after(&done, now), Duration::ZERO);
+        assert_eq!(Pace::default().gap_after(&done, now).collecting, Duration::ZERO);
     }
 }

@@ -155,7 +155,7 @@ impl Compiler {
             self.sets.create(&self.options, id, contents, &mut changes, &mut complaints);
         }
         for (id, delta) in members {
-            self.sets.change(&self.options, id, delta, &mut changes);
+            self.sets.change(id, delta, &mut changes);
         }
         for (key, program) in policies {
             let Some(chains) = self.sources.set_policy(key, program.as_ref()) else { continue };
@@ -197,7 +197,7 @@ impl Compiler {
         }
         // Sets go last: rules of this batch may not name them any more.
         for id in sets_removed.iter().filter(|id| !sets_created.contains_key(*id)) {
-            self.sets.remove(&self.options, id, &mut changes);
+            self.sets.remove(id, &mut changes);
         }
         self.complain_of_contested(&mut complaints);
         self.define_lazy_chains(&mut complaints);

@@ -6,13 +6,13 @@
 //! Invariant: a set exists in every programmed family or in none, whichever families its members have;
 //! a member goes to the set of its own family.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use foldhash::fast::RandomState;
 use graph::{MemberDelta, MemberList, SetContents, SetMember, SetType};
 use ipnet::IpNet;
 use model::{Family, SetId};
-use program::{Changes, Member, SetChange, SetKind, SetName, SetSpec};
+use program::{Changes, Member, Members, SetChange, SetKind, SetName, SetSpec};
 
 use crate::Complaint;
 use crate::names;
@@ -41,7 +41,7 @@ impl Sets {
     pub fn create_fixed(&self, options: &Options, family: Family, id: &str, kind: SetKind, changes: &mut Changes) {
         let name = names::fixed_set(id, family);
         let spec = SetSpec { name: name.clone(), family, kind, max_members: options.max_set_size };
-        changes.sets.insert((family, name), SetChange::Replace { spec, members: BTreeSet::new() });
+        changes.sets.insert((family, name), SetChange::Replace { spec, members: Members::default() });
     }
 
     pub fn create(
@@ -64,27 +64,22 @@ impl Sets {
         }
     }
 
-    pub fn change(&self, options: &Options, id: &SetId, delta: &MemberDelta, changes: &mut Changes) {
-        if !self.exists(id) {
-            // Told already when the set could not be created.
-            return;
-        }
-        for (family, name) in kernel_names(options, id) {
-            let part = |members: &BTreeSet<SetMember>| -> BTreeSet<Member> {
-                members.iter().map(member).filter(|member| member.family() == family && fits(member)).collect()
+    pub fn change(&self, id: &SetId, delta: &MemberDelta, changes: &mut Changes) {
+        // Of one that could not be created this was told already.
+        for (family, name) in self.known.get(id).into_iter().flatten() {
+            let part = |members: &MemberList| -> Members {
+                let members = members.iter().map(|known| member(&known));
+                members.filter(|member| member.family() == *family && fits(member)).collect()
             };
             let (added, removed) = (part(&delta.added), part(&delta.removed));
             if !added.is_empty() || !removed.is_empty() {
-                changes.sets.insert((family, name), SetChange::Delta { added, removed });
+                changes.sets.insert((*family, name.clone()), SetChange::Delta { added, removed });
             }
         }
     }
 
-    pub fn remove(&mut self, options: &Options, id: &SetId, changes: &mut Changes) {
-        if self.known.remove(id).is_none() {
-            return;
-        }
-        for (family, name) in kernel_names(options, id) {
+    pub fn remove(&mut self, id: &SetId, changes: &mut Changes) {
+        for (family, name) in self.known.remove(id).into_iter().flatten() {
             self.by_name.remove(&name);
             changes.sets.insert((family, name), SetChange::Remove);
         }
@@ -117,7 +112,7 @@ fn kernel_names(options: &Options, id: &SetId) -> impl Iterator<Item = (Family, 
 
 /// The members of one family that the kernel takes. Those of another kind than the set's it would refuse
 /// with everything else of their batch.
-fn of_family(members: &MemberList, family: Family, kind: SetType) -> BTreeSet<Member> {
+fn of_family(members: &MemberList, family: Family, kind: SetType) -> Members {
     let of_kind = |member: &SetMember| match (kind, member) {
         (SetType::Net, SetMember::Net(_)) | (SetType::AddressPort, SetMember::AddressPort { .. }) => true,
         (SetType::Net, SetMember::AddressPort { .. }) | (SetType::AddressPort, SetMember::Net(_)) => false,

@@ -31,14 +31,15 @@ impl Kernel {
             match change {
                 SetChange::Replace { spec, members } => {
                     assert_eq!((spec.family, &spec.name), (key.0, &key.1));
-                    self.sets.insert(key.clone(), (spec.clone(), members.clone()));
+                    self.sets.insert(key.clone(), (spec.clone(), members.iter().collect()));
                 }
                 SetChange::Delta { added, removed } => {
                     assert!(!added.is_empty() || !removed.is_empty());
                     let (_, members) = self.sets.get_mut(key).expect("a delta is for a set that exists");
-                    assert!(removed.is_subset(members) && added.is_disjoint(members));
+                    assert!(removed.iter().all(|member| members.contains(&member)));
+                    assert!(!added.iter().any(|member| members.contains(&member)));
                     members.retain(|member| !removed.contains(member));
-                    members.extend(added);
+                    members.extend(added.iter());
                 }
                 SetChange::Remove => {}
             }
@@ -118,7 +119,7 @@ impl State {
         for (id, contents) in &next.sets {
             match self.sets.get(id) {
                 Some(old) if old.kind == contents.kind => {
-                    let without = |a: &MemberList, b: &MemberList| -> BTreeSet<SetMember> {
+                    let without = |a: &MemberList, b: &MemberList| -> MemberList {
                         a.iter().filter(|member| !b.contains(member)).collect()
                     };
                     let added = without(&contents.members, &old.members);
@@ -567,7 +568,7 @@ fn sets_exist_in_both_families_and_members_go_to_their_own() {
         members,
         [4, 6].map(|digit| (id.kernel_name(if digit == 4 { Family::V4 } else { Family::V6 }), 1, 1_048_576))
     );
-    let delta = MemberDelta { added: BTreeSet::from([net("10.0.0.2/32")]), removed: BTreeSet::new() };
+    let delta = MemberDelta { added: [net("10.0.0.2/32")].into(), removed: MemberList::default() };
     let (changes, _) = compiler.compile(&Batch { members: BTreeMap::from([(id.clone(), delta)]), ..Batch::default() });
     assert_eq!(changes.sets.keys().map(|(family, _)| *family).collect::<Vec<_>>(), [Family::V4]);
     // Removed and made again in one batch.
@@ -593,7 +594,7 @@ fn members_that_the_kernel_refuses_are_left_out() {
         SetChange::Delta { .. } | SetChange::Remove => panic!("{change:?}"),
     };
     assert_eq!(changes.sets.values().map(n_members).collect::<Vec<_>>(), [1, 1]);
-    let delta = MemberDelta { added: BTreeSet::new(), removed: ["0.0.0.0", "::"].map(port).into() };
+    let delta = MemberDelta { added: MemberList::default(), removed: ["0.0.0.0", "::"].map(port).into() };
     let (changes, _) = compiler.compile(&Batch { members: BTreeMap::from([(id, delta)]), ..Batch::default() });
     assert!(changes.sets.is_empty(), "{:?}", changes.sets);
 }

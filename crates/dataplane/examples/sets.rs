@@ -18,7 +18,7 @@ use dataplane::ipset::transport::{Netlink, Op};
 use dataplane::ipset::{IpSets, Transport as _};
 use ipnet::{IpNet, Ipv4Net};
 use netlink_sys::{Socket, SocketAddr};
-use program::{Family, Member, SetChange, SetKind, SetName, SetSpec};
+use program::{Family, Member, Members, SetChange, SetKind, SetName, SetSpec};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 200;
@@ -52,7 +52,7 @@ fn driver() -> IpSets {
 
 fn want(driver: &mut IpSets, n: u32, kind: SetKind, members: BTreeSet<Member>) {
     let spec = SetSpec { name: name(n), family: Family::V4, kind, max_members: 1_048_576 };
-    driver.want(Family::V4, &name(n), SetChange::Replace { spec, members });
+    driver.want(Family::V4, &name(n), SetChange::Replace { spec, members: members.into() });
 }
 
 /// Both halves of an apply, as often as there is something to do.
@@ -91,8 +91,8 @@ fn one_member(sets: u32) {
     let rounds = ROUNDS / (1 + sets as usize / 100);
     let (mut ours, mut wanting) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        let one = BTreeSet::from([address(5000)]);
-        let (mut added, mut removed) = (one, BTreeSet::new());
+        let one = Members::from([address(5000)]);
+        let (mut added, mut removed) = (one, Members::default());
         if round % 2 == 1 {
             std::mem::swap(&mut added, &mut removed);
         }

@@ -11,7 +11,7 @@
 //!    whatever becomes of the tables.
 //! 4. Sets lose what they no longer need. This waits for a table that has just failed, so that old rules
 //!    meet old sets; it does not wait for one that keeps failing, because a member that stays is a permission
-//!    that stays.
+//!    that stays. A set that is full loses them in step 1 if no rule changes: then there is nothing to wait for.
 //!
 //! Once the filter tables were in force, tables and routes go side by side, and nothing waits for a table whose
 //! program takes long, most often because somebody else holds the xtables lock.
@@ -125,6 +125,7 @@ impl ApplyLoop {
         let in_haste = !changes.is_empty();
         let Changes { seq, links, sets, tables, interfaces, routes } = changes;
         let mut drivers = Vec::new();
+        self.sets.tables_rest(tables.is_empty() && self.tables_are_settled());
         self.want_sets(sets);
         self.want_tables(tables);
         for (name, link) in &links {
@@ -317,6 +318,10 @@ impl ApplyLoop {
 
     fn tables_lack_a_set(&self) -> bool {
         matches!(&self.tables, Tables::Known { families, .. } if families.iter().any(FamilyTables::lacks_set))
+    }
+
+    fn tables_are_settled(&self) -> bool {
+        matches!(&self.tables, Tables::Known { families, .. } if families.iter().all(FamilyTables::is_settled))
     }
 
     fn hurry_tables(&mut self) {

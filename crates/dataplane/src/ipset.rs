@@ -14,9 +14,11 @@
 //! names of ours are touched (I6).
 
 mod members;
+mod pipeline;
 mod plan;
 mod read;
 pub mod restore;
+mod socket;
 pub mod transport;
 mod wire;
 mod write;
@@ -37,17 +39,14 @@ use crate::report::DriverReport;
 use crate::retry::Backoff;
 use plan::{Kernel, Set};
 use read::Sweep;
-use transport::Op;
+use transport::Series;
 
 pub use transport::{Automatic, Transport};
 
 /// How often one apply reads and writes again when it finds that the kernel was not as believed.
 const PASSES: u32 = 4;
-/// Pause after the first failed attempt to destroy a set that is in use: about the time that the nft variant needs to
-/// let go of it. Each further pause is twice as long.
-const BUSY_PAUSE: Duration = Duration::from_millis(5);
-/// Attempts to destroy a set that is in use, over a third of a second, before the tables are suspected.
-const BUSY_ATTEMPTS: u32 = 7;
+/// How long a set that should go may be in use before the tables are suspected.
+const BUSY_DOUBT: Duration = Duration::from_millis(500);
 /// Rules that the nft variant deleted let go of their sets a moment later, and a listing holds a set as long as
 /// it lasts; only what is busy longer than this is worth a message (users.md U3.c).
 const BUSY_TIME: Duration = Duration::from_secs(60);
@@ -84,19 +83,16 @@ pub struct IpSets {
     sweep: Sweep,
     /// Work was found or left over for lack of time: the next apply is due at once.
     unfinished: bool,
+    /// An answer was lost: what is read next may differ from what is believed for no other reason.
+    lost: bool,
+    /// See [`Self::tables_rest`].
+    tables_rest: bool,
     /// The last apply came to the removals; if not, something else decides when there is a next one.
     came_to_removals: bool,
     /// What to report next time: wishes that cannot be met.
     complaints: Vec<String>,
     /// The time of the last call.
     last: Option<Instant>,
-}
-
-/// Operations and the sets they are for; those of one set are together.
-#[derive(Debug, Default)]
-struct Plan {
-    ops: Vec<Op>,
-    owners: Vec<SetName>,
 }
 
 impl IpSets {
@@ -115,6 +111,8 @@ impl IpSets {
             reading: Backoff::default(),
             sweep: Sweep::default(),
             unfinished: false,
+            lost: false,
+            tables_rest: false,
             came_to_removals: false,
             complaints: Vec::new(),
             last: None,
@@ -158,6 +156,12 @@ impl IpSets {
         self.suspected = true;
     }
 
+    /// Says whether the rules in force are those that the wanted members are meant for. If so, a set that has no room
+    /// for new members beside old ones loses these first, instead of being rebuilt for them.
+    pub fn tables_rest(&mut self, rest: bool) {
+        self.tables_rest = rest;
+    }
+
     /// Creates missing sets and adds missing members, after reading what must be known for it.
     /// Call it before the tables are written; the first time after the first, complete batch.
     pub fn write_additions(&mut self, now: Instant) -> DriverReport {
@@ -191,7 +195,7 @@ impl IpSets {
                 break;
             }
             let plan = self.plan_additions(now);
-            if plan.ops.is_empty() || !self.perform(plan, now, &mut report) {
+            if plan.is_empty() || !self.perform(plan, now, &mut report) {
                 break;
             }
         }
@@ -219,13 +223,9 @@ impl IpSets {
         if self.read_at.is_none() {
             return report;
         }
-        let mut plan = Plan::default();
-        for (name, set) in self.busy_sets() {
-            if let Some(op) = set.removals(name).filter(|_| set.backoff.ready(now)) {
-                plan.push(name, [op]);
-            }
-        }
-        if !plan.ops.is_empty() && !self.perform(plan, now, &mut report) {
+        let ready = self.busy_sets().filter(|(_, set)| set.backoff.ready(now));
+        let plan = ready.filter_map(|(name, set)| Some(Series { set: name.clone(), ops: vec![set.removals(name)?] }));
+        if !self.perform(plan.collect(), now, &mut report) {
             return report;
         }
         if self.all_known() {
@@ -267,7 +267,7 @@ impl IpSets {
     /// True if a set that is not wanted is kept by a rule, long after the tables were written: what is
     /// believed about the tables may be wrong.
     pub fn in_use(&self) -> bool {
-        self.busy_sets().any(|(_, set)| set.wanted.is_none() && set.backoff.failures() >= BUSY_ATTEMPTS)
+        self.busy_sets().any(|(_, set)| set.wanted.is_none() && set.still_busy)
     }
 
     /// Sets that are not wanted and have been in use for so long that the operator must know by whom; each until
@@ -332,12 +332,5 @@ impl IpSets {
                 set.backoff.failed(now);
             }
         }
-    }
-}
-
-impl Plan {
-    fn push(&mut self, owner: &SetName, ops: impl IntoIterator<Item = Op>) {
-        self.ops.extend(ops);
-        self.owners.resize(self.ops.len(), owner.clone());
     }
 }

@@ -139,6 +139,33 @@ impl Channel {
         })
     }
 
+    /// Sends messages with consecutive sequence numbers from `first`, of which only the last asks for an
+    /// acknowledgement, and returns those that were refused, by position and in order.
+    ///
+    /// # Errors
+    ///
+    /// If the answer did not come or was lost; what was done then is unknown.
+    pub(crate) fn refusals(&mut self, messages: &[u8], first: u32, count: u32) -> io::Result<Vec<(u32, Refusal)>> {
+        self.exchange(messages, |channel| {
+            let mut refusals: Vec<(u32, Refusal)> = Vec::new();
+            let mut is_through = false;
+            while !is_through {
+                channel.receive(|message| {
+                    let position = message.sequence.checked_sub(first).filter(|position| *position < count);
+                    if let (Some(position), NLMSG_ERROR) = (position, message.kind) {
+                        // The kernel answers in order.
+                        is_through |= position + 1 == count;
+                        if let Err(refusal) = outcome(message.payload)? {
+                            refusals.push((position, refusal));
+                        }
+                    }
+                    Ok(())
+                })?;
+            }
+            Ok(refusals)
+        })
+    }
+
     /// Sends one request that is answered by one message; `None` if the kernel only acknowledged it.
     pub(crate) fn ask(&mut self, message: &[u8], sequence: u32) -> io::Result<Result<Option<Vec<u8>>, Refusal>> {
         self.exchange(message, |channel| {

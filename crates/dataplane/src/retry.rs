@@ -33,13 +33,17 @@ impl Backoff {
 
     /// Notes a failure.
     pub fn failed(&mut self, now: Instant) {
-        self.failed_with(FIRST, now);
+        self.failed_for(FIRST.saturating_mul(1 << self.failures.min(20)).min(LONGEST), now);
     }
 
-    /// Notes a failure of something that most likely works in a moment, with another first pause.
-    pub fn failed_with(&mut self, first: Duration, now: Instant) {
-        let pause = first.saturating_mul(1 << self.failures.min(20)).min(LONGEST);
+    /// Notes a failure after which there is this pause.
+    pub fn failed_for(&mut self, pause: Duration, now: Instant) {
         self.failures = self.failures.saturating_add(1);
+        self.wait_for(pause, now);
+    }
+
+    /// Puts the next attempt off although nothing failed.
+    pub fn wait_for(&mut self, pause: Duration, now: Instant) {
         self.until = Some(now + pause);
     }
 

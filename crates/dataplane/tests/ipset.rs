@@ -16,7 +16,7 @@ use dataplane::ipset::restore::Restore;
 use dataplane::ipset::transport::Netlink;
 use dataplane::ipset::{Automatic, IpSets, Transport};
 use ipnet::IpNet;
-use program::{Family, Member, SetChange, SetKind, SetName, SetSpec};
+use program::{Family, Member, Members, SetChange, SetKind, SetName, SetSpec};
 use testkit::netns::in_new_netns;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -125,7 +125,7 @@ fn member(kind: SetKind, text: &str) -> Member {
     }
 }
 
-fn members(kind: SetKind, text: &str) -> BTreeSet<Member> {
+fn members(kind: SetKind, text: &str) -> Members {
     text.split_whitespace().map(|text| member(kind, text)).collect()
 }
 
@@ -332,7 +332,7 @@ fn a_set_that_a_rule_names_stays_until_the_rule_is_gone() {
     }
 }
 
-fn addresses(numbers: std::ops::Range<u32>) -> BTreeSet<Member> {
+fn addresses(numbers: std::ops::Range<u32>) -> Members {
     numbers.map(|n| Member::Address(Ipv4Addr::from_bits(0x0a00_0000 + n).into())).collect()
 }
 
@@ -359,7 +359,7 @@ fn a_set_grows_beyond_its_size_and_one_beyond_the_limit_keeps_no_other_back() {
         let reason = format!("{} members are wanted, {LARGEST} are allowed", LARGEST + 1);
         assert_eq!(failed, [("cali40large".to_owned(), true, reason)]);
         // One less, and it fits.
-        sets.want(Family::V4, &large.name, SetChange::Delta { added: BTreeSet::new(), removed: addresses(1..2) });
+        sets.want(Family::V4, &large.name, SetChange::Delta { added: Members::default(), removed: addresses(1..2) });
         apply(&mut sets, now);
         assert_eq!((listed("cali40large").len(), sets.failed_sets().count()), (LARGEST as usize, 0));
     });
@@ -391,7 +391,7 @@ fn nobody_sees_a_growing_set_without_its_members() {
             });
             for step in 0..8 {
                 let more = addresses(9 << step >> 1..9 << step);
-                sets.want(Family::V4, &spec.name, SetChange::Delta { added: more, removed: BTreeSet::new() });
+                sets.want(Family::V4, &spec.name, SetChange::Delta { added: more, removed: Members::default() });
                 apply(&mut sets, now);
             }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -464,7 +464,7 @@ fn members_that_are_as_wanted_already_are_counted_and_never_lead_to_a_rewrite() 
         // Many of them.
         sh("ipset flush cali40a");
         let removed = addresses(10..101);
-        sets.want(Family::V4, &spec.name, SetChange::Delta { added: BTreeSet::new(), removed });
+        sets.want(Family::V4, &spec.name, SetChange::Delta { added: Members::default(), removed });
         sets.write_additions(now);
         let removals = sets.write_removals(now);
         assert!(removals.unneeded >= 32 && removals.writes == 1 && removals.errors.is_empty(), "{removals:?}");
@@ -556,9 +556,9 @@ fn large_sets_are_written_in_full_read_in_full_and_not_written_again() {
     testkit::kernel_test!("ipset");
     in_new_netns(|| {
         let count = 100_000u32;
-        let v4: BTreeSet<Member> =
+        let v4: Members =
             (0..count).map(|n| Member::Address(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + n)))).collect();
-        let v6: BTreeSet<Member> = (0..count)
+        let v6: Members = (0..count)
             .map(|n| {
                 Member::Net(IpNet::new(Ipv6Addr::from_bits(0xfd << 120 | u128::from(n) << 64).into(), 64).unwrap())
             })

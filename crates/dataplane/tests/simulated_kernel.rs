@@ -13,7 +13,7 @@ use dataplane::Variant;
 use dataplane::ipset::transport::{Netlink, Op, SetError, Transport as _};
 use dataplane::iptables::refusal::Complaint;
 use model::Family;
-use program::{Member, SetKind, SetName, Table};
+use program::{Member, Members, SetKind, SetName, Table};
 use testkit::interpret::Bits;
 use testkit::kernel::tables::{self, Chains, Quirks};
 use testkit::kernel::{SimKernel, TableKey};
@@ -274,7 +274,7 @@ fn some_op(dice: &mut Dice, kind_of: impl Fn(&str) -> Option<SetKind>) -> Op {
         _ => dice.pick(&[SetKind::Net, SetKind::Address]),
     };
     let kind = kind_of(name.as_str()).unwrap_or(first);
-    let members = |dice: &mut Dice| -> Vec<Member> {
+    let members = |dice: &mut Dice| -> Members {
         let member = |dice: &mut Dice| {
             let last = dice.roll(9);
             let address = if v4 { format!("10.0.0.{last}") } else { format!("fd00::{last}") };

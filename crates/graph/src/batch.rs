@@ -1,5 +1,6 @@
 //! What the graph hands to the compiler.
 
+mod gathered;
 mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use model::{
     WorkloadEndpointKey,
 };
 
+pub(crate) use gathered::Gathered;
 pub use members::MemberList;
 
 /// What the compiler must do next: the net result of all updates since the last batch. The fields are
@@ -77,8 +79,8 @@ pub struct SetContents {
 /// Net change of a set that exists; no member is in both.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MemberDelta {
-    pub added: BTreeSet<SetMember>,
-    pub removed: BTreeSet<SetMember>,
+    pub added: MemberList,
+    pub removed: MemberList,
 }
 
 /// An active policy with its selectors turned into sets (policy.md R-21).

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use model::{LinkState, Name, PolicyKey, SetId};
 
-use crate::batch::{Batch, MemberDelta as NetDelta, PolicyProgram, ProfileProgram, SetMember};
+use crate::batch::{Batch, Gathered, PolicyProgram, ProfileProgram};
 use crate::index::MemberIndex;
-use crate::kit::{IdMap, Pending, PendingById, ValueMap};
+use crate::kit::{IdMap, Pending, PendingById};
 use crate::members::MemberChange;
 
 /// See the [module documentation](self).
@@ -27,8 +27,8 @@ pub(crate) struct Gather {
     profiles: Pending<Name, Arc<ProfileProgram>>,
     created: BTreeMap<SetId, Created>,
     removed: BTreeSet<SetId>,
-    /// By set number: members that were added (true) or removed.
-    members: IdMap<u32, ValueMap<SetMember, bool>>,
+    /// By set number.
+    members: IdMap<u32, Gathered>,
 }
 
 /// A set whose full contents the next batch brings.
@@ -87,15 +87,7 @@ impl Gather {
             MemberChange::Added { set, member } => (set, member, true),
             MemberChange::Removed { set, member } => (set, member, false),
         };
-        let members = self.members.entry(set).or_default();
-        match members.insert(member, added) {
-            // There and back again: nothing to tell.
-            Some(before) if before != added => drop(members.remove(&member)),
-            before => debug_assert!(before.is_none(), "a member was added or removed twice"),
-        }
-        if members.is_empty() {
-            self.members.remove(&set);
-        }
+        self.members.entry(set).or_default().push(member, added);
     }
 
     /// Returns what is new, without endpoints, and starts over.
@@ -103,10 +95,10 @@ impl Gather {
         self.seq += 1;
         // The order of the hash map ends in that of the batch's own map.
         let changes = std::mem::take(&mut self.members).into_iter().filter_map(|(set, changes)| {
-            let (added, removed): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, added)| *added);
-            // All at once: a set that is made of one list is several times faster than one that grows.
-            let members = |changes: Vec<(SetMember, bool)>| changes.into_iter().map(|(member, _)| member).collect();
-            Some((index.id_of(set)?.clone(), NetDelta { added: members(added), removed: members(removed) }))
+            let changes = changes.take();
+            // There and back again: nothing to tell.
+            let is_news = !changes.added.is_empty() || !changes.removed.is_empty();
+            Some((index.id_of(set).filter(|_| is_news)?.clone(), changes))
         });
         let changes = changes.collect();
         let created = std::mem::take(&mut self.created).into_iter().filter_map(|(id, Created { set, .. })| {
@@ -155,6 +147,7 @@ mod tests {
     use testkit::build;
 
     use super::*;
+    use crate::batch::SetMember;
 
     /// The table of F-7 and rule F-8, for sets and their members.
     #[test]
@@ -228,8 +221,8 @@ mod tests {
             words.extend(set.members.iter().map(|known| member(&known)));
         }
         for delta in batch.members.values() {
-            words.extend(delta.added.iter().map(|net| format!("+{}", member(net))));
-            words.extend(delta.removed.iter().map(|net| format!("-{}", member(net))));
+            words.extend(delta.added.iter().map(|net| format!("+{}", member(&net))));
+            words.extend(delta.removed.iter().map(|net| format!("-{}", member(&net))));
         }
         words.extend(batch.sets_removed.iter().map(|_| "remove".to_owned()));
         words.join(" ")

@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use model::{EndpointPort, Name, SetId};
 use smallvec::SmallVec;
 
-use objects::Objects;
+use objects::{NetChange, Objects};
 pub(crate) use objects::{Nets, ObjectKey};
 
 use crate::batch::{MemberList, SetContents, SetMember, SetType};
@@ -87,6 +87,7 @@ struct Scratch {
     new_sets: Vec<u32>,
     old_sets: Vec<u32>,
     old_nets: Nets,
+    nets: Vec<NetChange>,
     started: Vec<(u32, u32)>,
     stopped: Vec<(u32, u32)>,
     classes: Vec<u32>,
@@ -107,29 +108,62 @@ impl Members {
         selectors: &Selectors,
         out: &mut Vec<MemberChange>,
     ) -> Option<u32> {
+        let mut scratch = take(&mut self.scratch);
+        let left = self.store(&mut scratch, names, key, new, selectors, out);
+        scratch.nets.clear();
+        if self.objects.is_empty() {
+            self.by_class = Column::default();
+            self.of_classes = IdSets::default();
+        } else {
+            if scratch.nets.capacity() > KEEP {
+                scratch.nets = Vec::new();
+            }
+            self.scratch = scratch;
+        }
+        left
+    }
+
+    fn store(
+        &mut self,
+        scratch: &mut Scratch,
+        names: &mut Names,
+        key: &ObjectKey<'_>,
+        new: Option<(u32, Contribution<'_>)>,
+        selectors: &Selectors,
+        out: &mut Vec<MemberChange>,
+    ) -> Option<u32> {
         let (id, old_class) = match self.objects.find(names, key) {
             Ok(known) => known,
             Err(missing) => {
                 let (class, new) = new?;
-                let id = self.objects.insert(names, key, missing, class, &new);
+                let id = self.objects.insert(names, key, missing, class, &new, &mut scratch.nets);
                 self.of_classes.insert(self.by_class.slot(class), id);
-                let mut scratch = take(&mut self.scratch);
-                self.compare(&mut scratch, selectors, id, None, Some((class, &new)), out);
-                self.scratch = scratch;
+                if new.ports.is_empty() {
+                    self.tell(scratch, selectors, id, class, out);
+                } else {
+                    self.compare(scratch, selectors, id, None, Some((class, &new)), out);
+                }
                 return None;
             }
         };
-        let mut scratch = take(&mut self.scratch);
+        if self.objects.ports(id).is_empty()
+            && let Some((class, new)) = &new
+            && *class == old_class
+            && new.ports.is_empty()
+        {
+            self.objects.replace(id, *class, new, &mut scratch.nets);
+            self.tell(scratch, selectors, id, *class, out);
+            return Some(*class);
+        }
         let mut old = Contribution { nets: take(&mut scratch.old_nets), ports: self.objects.ports(id) };
         old.nets.refill(self.objects.nets(id));
         let new_class = new.as_ref().map(|(class, _)| *class);
         let is_same = new.as_ref().is_some_and(|(class, new)| *class == old_class && *new == old);
         if !is_same {
             let new = new.as_ref().map(|(class, new)| (*class, new));
-            self.compare(&mut scratch, selectors, id, Some((old_class, &old)), new, out);
+            self.compare(scratch, selectors, id, Some((old_class, &old)), new, out);
         }
         scratch.old_nets = old.nets;
-        self.scratch = scratch;
         if is_same {
             return new_class;
         }
@@ -143,15 +177,35 @@ impl Members {
             }
         }
         match new {
-            Some((class, new)) => self.objects.replace(id, class, &new),
-            None => self.objects.remove(names, id),
-        }
-        if self.objects.is_empty() {
-            self.by_class = Column::default();
-            self.of_classes = IdSets::default();
-            self.scratch = Scratch::default();
+            Some((class, new)) => self.objects.replace(id, class, &new, &mut scratch.nets),
+            None => self.objects.remove(names, id, &mut scratch.nets),
         }
         Some(old_class)
+    }
+
+    /// Tells what the networks that an object got and lost bring into announced sets and take out of them. The object
+    /// has no ports and its class has not changed, as those of network sets, which have up to a million.
+    fn tell(&self, scratch: &mut Scratch, selectors: &Selectors, id: u32, class: u32, out: &mut Vec<MemberChange>) {
+        if self.announced == 0 || scratch.nets.is_empty() {
+            return;
+        }
+        self.announced_sets_of(selectors, Some(class), &mut scratch.new_sets);
+        for added in [true, false] {
+            for number in &scratch.new_sets {
+                // Without ports it brings nothing into sets of another kind.
+                let Some(set) = self.set(*number).filter(|set| matches!(set.kind, Kind::Nets)) else { continue };
+                for change in scratch.nets.iter().filter(|change| change.added == added) {
+                    let member = SetMember::Net(change.net);
+                    if change.is_shared && self.others_have(selectors, set, &member, id) {
+                        continue;
+                    }
+                    out.push(match added {
+                        true => MemberChange::Added { set: *number, member },
+                        false => MemberChange::Removed { set: *number, member },
+                    });
+                }
+            }
+        }
     }
 
     /// Tells what an object that changes from `old` to `new` brings into announced sets and takes out

@@ -73,8 +73,8 @@ fn x_07_overlapping_members_come_and_go_without_a_gap() {
         };
         let deltas = batch.members.values();
         let words = deltas.flat_map(|delta| {
-            let added = delta.added.iter().map(|member| text(member, '+'));
-            added.chain(delta.removed.iter().map(|member| text(member, '-')))
+            let added = delta.added.iter().map(|member| text(&member, '+'));
+            added.chain(delta.removed.iter().map(|member| text(&member, '-')))
         });
         words.collect::<Vec<_>>().join(" ")
     };

@@ -114,7 +114,7 @@ fn assert_group_gone(batch: &Batch) {
 }
 
 fn only_members(seq: u64, added: &[&str], removed: &[&str]) -> Batch {
-    let delta = MemberDelta { added: nets(added), removed: nets(removed) };
+    let delta = MemberDelta { added: nets(added).into(), removed: nets(removed).into() };
     Batch { seq, members: BTreeMap::from([(set(), delta)]), ..Batch::default() }
 }
 

@@ -1,14 +1,15 @@
 //! One batch of changes on its way to the kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{Family, LinkState, Name};
 
 use crate::chain::{BaseChain, Chain, ChainName, Hooks, TableId};
 use crate::iface::InterfaceSpec;
+use crate::members::Members;
 use crate::route::RouteSpec;
-use crate::set::{Member, SetName, SetSpec};
+use crate::set::{SetName, SetSpec};
 
 /// What the dataplane must do next. Each object appears at most once; a consumer that destructures
 /// it stops compiling when a field is added and forgotten.
@@ -32,9 +33,9 @@ pub struct Changes {
 #[derive(Clone, Debug, PartialEq)]
 pub enum SetChange {
     /// The set is wanted with exactly these members.
-    Replace { spec: SetSpec, members: BTreeSet<Member> },
+    Replace { spec: SetSpec, members: Members },
     /// Members come and go; the set was wanted before.
-    Delta { added: BTreeSet<Member>, removed: BTreeSet<Member> },
+    Delta { added: Members, removed: Members },
     /// The set is no longer wanted.
     Remove,
 }

@@ -6,6 +6,7 @@
 pub mod chain;
 pub mod changes;
 pub mod iface;
+pub mod members;
 pub mod origin;
 pub mod route;
 pub mod rule;
@@ -14,6 +15,7 @@ pub mod set;
 pub use chain::{BaseChain, Chain, ChainName, Hooks, Table, TableId};
 pub use changes::{Changes, SetChange, TableChanges};
 pub use iface::InterfaceSpec;
+pub use members::Members;
 pub use model::{Family, LinkState};
 pub use origin::{Direction, Origin};
 pub use route::RouteSpec;

@@ -177,7 +177,7 @@ impl Kernel {
                     return Err(format!("set {name} is written as {}", spec.name));
                 }
                 check::members(spec, members)?;
-                self.sets.insert(name.clone(), Set { spec: spec.clone(), members: members.clone() });
+                self.sets.insert(name.clone(), Set { spec: spec.clone(), members: members.iter().collect() });
             }
             SetChange::Delta { added, removed } => {
                 let Some(set) = self.sets.get_mut(name) else {
@@ -191,7 +191,7 @@ impl Kernel {
                 }
                 check::members(&set.spec, added)?;
                 set.members.retain(|member| !removed.contains(member));
-                set.members.extend(added);
+                set.members.extend(added.iter());
             }
             SetChange::Remove => {}
         }

@@ -54,12 +54,12 @@ impl Known {
             if delta.added.is_empty() && delta.removed.is_empty() {
                 return Err(format!("empty change of set {id}"));
             }
-            for member in delta.removed {
+            for member in delta.removed.iter() {
                 if !set.members.remove(&member) {
                     return Err(format!("{member:?} removed from {id}, but not in it"));
                 }
             }
-            for member in delta.added {
+            for member in delta.added.iter() {
                 if !set.members.insert(member) {
                     return Err(format!("{member:?} added to {id}, but already in it"));
                 }

@@ -57,7 +57,7 @@ fn whatever_goes_wrong_the_kernel_ends_as_the_datastore_says_and_is_never_open_i
         // Nothing of what makes this worth running is missing.
         let Outcome { events, faults, edits, crashes, steps: _, applies, judged, trace: _ } = total;
         let seen =
-            [faults, edits * 4, crashes * 8, applies, judged.forbidden / 8, judged.strictly / 8, judged.mixed * 256];
+            [faults, edits * 6, crashes * 8, applies, judged.forbidden / 8, judged.strictly / 8, judged.mixed * 256];
         assert!(seen.into_iter().all(|count| count > events / 4), "{total:?}");
     }
 }

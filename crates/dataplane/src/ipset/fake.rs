@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use model::Family;
 use program::{Member, SetKind, SetName};
 
-use super::transport::{Contents, Failure, Header, Headers, Listing, Op, SetError, Transport};
+use super::transport::{
+    Contents, Failure, Header, Headers, Listing, Op, Series, SetError, Transport, one_after_the_other,
+};
 use super::wire;
 
 /// A set in the fake kernel.
@@ -27,9 +29,13 @@ pub(crate) struct FakeKernel {
     pub(crate) sets: BTreeMap<String, FakeSet>,
     /// Everything that was performed since the test last took it.
     pub(crate) log: Vec<Op>,
+    /// How many series each joint request had.
+    pub(crate) sends: Vec<usize>,
     pub(crate) reads: u64,
     /// Fails so many of the next calls as if the kernel did not answer.
     pub(crate) deaf: u32,
+    /// Does not answer any more after so many calls.
+    pub(crate) deaf_after: Option<u32>,
     /// Leaves out so many of the next answers' proof that they are complete, and half of their contents.
     pub(crate) interrupted: u32,
     /// Errors for the next reads of single sets.
@@ -50,8 +56,10 @@ impl FakeTransport {
         Self(Arc::new(Mutex::new(FakeKernel {
             sets: BTreeMap::new(),
             log: Vec::new(),
+            sends: Vec::new(),
             reads: 0,
             deaf: 0,
+            deaf_after: None,
             interrupted: 0,
             unreadable: VecDeque::new(),
             plain: false,
@@ -67,6 +75,11 @@ impl FakeTransport {
 
 impl FakeKernel {
     fn hears(&mut self) -> Result<(), SetError> {
+        match &mut self.deaf_after {
+            Some(0) => return Err(SetError::Lost("no answer".to_owned())),
+            Some(calls) => *calls -= 1,
+            None => (),
+        }
         if self.deaf == 0 {
             return Ok(());
         }
@@ -105,22 +118,22 @@ impl FakeKernel {
             Op::Add { set, members } => {
                 let set = self.set(set).map_err(|error| (0, error))?;
                 for (done, member) in members.iter().enumerate() {
-                    if set.members.contains(member) {
+                    if set.members.contains(&member) {
                         continue;
                     }
-                    if *member == Member::Address([0, 0, 0, 0].into()) {
+                    if member == Member::Address([0, 0, 0, 0].into()) {
                         return Err((done, SetError::Member("unspecified address".to_owned())));
                     }
                     if set.members.len() >= set.max_members as usize {
                         return Err((done, SetError::Full));
                     }
-                    set.members.insert(*member);
+                    set.members.insert(member);
                 }
             }
             Op::Remove { set, members } => {
                 let set = self.set(set).map_err(|error| (0, error))?;
-                for member in members {
-                    set.members.remove(member);
+                for member in members.iter() {
+                    set.members.remove(&member);
                 }
             }
             Op::Swap { set, with } => {
@@ -180,6 +193,11 @@ impl Transport for FakeTransport {
             kernel.perform(one).map_err(|(done, error)| Failure { op, done, error })?;
         }
         Ok(())
+    }
+
+    fn perform_each(&mut self, series: &[Series]) -> BTreeMap<usize, Failure> {
+        self.kernel().sends.push(series.len());
+        one_after_the_other(self, series)
     }
 
     fn headers(&mut self) -> Result<Option<Headers>, SetError> {

@@ -1,90 +1,36 @@
-//! Members of one set, packed.
+//! Members of one set that come and go.
 //!
 //! Used by the plan of each set, which keeps what is wanted, what is missing and what is too much. A set may
-//! have a million members: one of IPv4 takes 8 bytes here and one of IPv6 takes 20, instead of 22 and more
-//! (performance.md 7, G12).
-//!
-//! Invariant: packing keeps the order of members of one family, and unpacking gives back what was packed.
+//! have a million members: one of IPv4 takes about 9 bytes here (performance.md 7, G12). Lists that are long beside
+//! the tree are merged into it in one walk.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
-use program::Member;
-
-/// Kind, address, and prefix length or protocol and port.
-type Wide = (u8, [u8; 16], [u8; 3]);
+use program::members::{Packed, PackedV4, PackedV6};
+use program::{Member, Members};
 
 /// See the [module documentation](self).
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(super) struct Members {
-    v4: BTreeSet<u64>,
-    v6: BTreeSet<Wide>,
+pub(super) struct Tree {
+    v4: BTreeSet<PackedV4>,
+    v6: BTreeSet<PackedV6>,
 }
 
-enum Packed {
-    V4(u64),
-    V6(Wide),
-}
+/// A list is looked up one by one if it is so many times shorter than the tree.
+const FEW: usize = 16;
 
-const ADDRESS: u8 = 0;
-const NET: u8 = 1;
-const ADDRESS_PORT: u8 = 2;
-
-fn pack(member: &Member) -> Packed {
-    let (kind, address, rest) = match *member {
-        Member::Address(address) => (ADDRESS, address, [0; 3]),
-        Member::Net(net) => (NET, net.addr(), [0, 0, net.prefix_len()]),
-        Member::AddressPort { address, protocol, port } => {
-            let [high, low] = port.to_be_bytes();
-            (ADDRESS_PORT, address, [protocol, high, low])
-        }
-    };
-    match address {
-        IpAddr::V4(v4) => {
-            let ([a, b, c, d], [x, y, z]) = (v4.octets(), rest);
-            Packed::V4(u64::from_be_bytes([kind, a, b, c, d, x, y, z]))
-        }
-        IpAddr::V6(v6) => Packed::V6((kind, v6.octets(), rest)),
-    }
-}
-
-fn unpack_v4(packed: u64) -> Member {
-    let [kind, a, b, c, d, x, y, z] = packed.to_be_bytes();
-    unpack(kind, IpAddr::V4(Ipv4Addr::new(a, b, c, d)), [x, y, z])
-}
-
-fn unpack_v6((kind, address, rest): Wide) -> Member {
-    unpack(kind, IpAddr::V6(Ipv6Addr::from(address)), rest)
-}
-
-fn unpack(kind: u8, address: IpAddr, [protocol, high, low]: [u8; 3]) -> Member {
-    match kind {
-        // The length was that of a network, so that it is not too long.
-        NET => IpNet::new(address, low).map_or(Member::Address(address), Member::Net),
-        ADDRESS_PORT => Member::AddressPort { address, protocol, port: u16::from_be_bytes([high, low]) },
-        _ => Member::Address(address),
-    }
-}
-
-impl Members {
-    pub(super) fn insert(&mut self, member: &Member) -> bool {
-        match pack(member) {
-            Packed::V4(packed) => self.v4.insert(packed),
-            Packed::V6(packed) => self.v6.insert(packed),
-        }
-    }
-
+impl Tree {
     pub(super) fn remove(&mut self, member: &Member) -> bool {
-        match pack(member) {
+        match Packed::of(member) {
             Packed::V4(packed) => self.v4.remove(&packed),
             Packed::V6(packed) => self.v6.remove(&packed),
         }
     }
 
     pub(super) fn contains(&self, member: &Member) -> bool {
-        match pack(member) {
+        match Packed::of(member) {
             Packed::V4(packed) => self.v4.contains(&packed),
             Packed::V6(packed) => self.v6.contains(&packed),
         }
@@ -104,14 +50,12 @@ impl Members {
 
     /// In order, those of IPv4 first.
     pub(super) fn iter(&self) -> impl Iterator<Item = Member> + '_ {
-        self.v4.iter().copied().map(unpack_v4).chain(self.v6.iter().copied().map(unpack_v6))
+        self.v4.iter().copied().map(Member::from).chain(self.v6.iter().copied().map(Member::from))
     }
 
     /// What the kernel is told, in order.
-    pub(super) fn to_vec(&self) -> Vec<Member> {
-        let mut members = Vec::with_capacity(self.len());
-        members.extend(self.iter());
-        members
+    pub(super) fn to_list(&self) -> Members {
+        Members::of_sorted(self.v4.iter().copied().collect(), self.v6.iter().copied().collect())
     }
 
     /// The members that `other` does not have.
@@ -122,30 +66,82 @@ impl Members {
         }
     }
 
-    /// Takes the members of `other` in addition.
-    pub(super) fn join(&mut self, mut other: Self) {
-        self.v4.append(&mut other.v4);
-        self.v6.append(&mut other.v6);
+    /// Those of a list that are here, and those that are not.
+    pub(super) fn split(&self, list: &Members) -> (Members, Members) {
+        let (known4, new4) = split(&self.v4, list.v4());
+        let (known6, new6) = split(&self.v6, list.v6());
+        (Members::of_sorted(known4, known6), Members::of_sorted(new4, new6))
+    }
+
+    pub(super) fn insert_all(&mut self, list: &Members) {
+        insert_all(&mut self.v4, list.v4());
+        insert_all(&mut self.v6, list.v6());
+    }
+
+    pub(super) fn remove_all(&mut self, list: &Members) {
+        remove_all(&mut self.v4, list.v4());
+        remove_all(&mut self.v6, list.v6());
+    }
+}
+
+fn is_short<T>(list: &[T], tree: &BTreeSet<T>) -> bool {
+    list.len().saturating_mul(FEW) < tree.len()
+}
+
+fn split<T: Ord + Copy>(tree: &BTreeSet<T>, list: &[T]) -> (Vec<T>, Vec<T>) {
+    if is_short(list, tree) {
+        return list.iter().copied().partition(|member| tree.contains(member));
+    }
+    let mut known = tree.iter().peekable();
+    list.iter().copied().partition(|member| is_next(&mut known, member))
+}
+
+/// Goes on to where the member is, or would be, and returns whether it is there.
+fn is_next<'a, T: Ord + 'a>(sorted: &mut std::iter::Peekable<impl Iterator<Item = &'a T>>, member: &T) -> bool {
+    loop {
+        match sorted.peek().map_or(Ordering::Greater, |next| (*next).cmp(member)) {
+            Ordering::Less => drop(sorted.next()),
+            Ordering::Equal => return true,
+            Ordering::Greater => return false,
+        }
+    }
+}
+
+fn insert_all<T: Ord + Copy>(tree: &mut BTreeSet<T>, list: &[T]) {
+    if is_short(list, tree) {
+        tree.extend(list.iter().copied());
+    } else {
+        // A walk over both.
+        tree.append(&mut list.iter().copied().collect());
+    }
+}
+
+fn remove_all<T: Ord + Copy>(tree: &mut BTreeSet<T>, list: &[T]) {
+    if is_short(list, tree) {
+        for member in list {
+            tree.remove(member);
+        }
+    } else if !list.is_empty() {
+        let mut gone = list.iter().peekable();
+        let left: Vec<T> = tree.iter().filter(|member| !is_next(&mut gone, member)).copied().collect();
+        *tree = left.into_iter().collect();
+    }
+}
+
+impl From<&Members> for Tree {
+    fn from(list: &Members) -> Self {
+        Self { v4: list.v4().iter().copied().collect(), v6: list.v6().iter().copied().collect() }
     }
 }
 
 /// In any order, with repetitions: sorted as numbers, which is several times faster than one by one.
-impl FromIterator<Member> for Members {
+impl FromIterator<Member> for Tree {
     fn from_iter<I: IntoIterator<Item = Member>>(members: I) -> Self {
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for member in members {
-            match pack(&member) {
-                Packed::V4(packed) => v4.push(packed),
-                Packed::V6(packed) => v6.push(packed),
-            }
-        }
-        v4.sort_unstable();
-        v6.sort_unstable();
-        Self { v4: v4.into_iter().collect(), v6: v6.into_iter().collect() }
+        Self::from(&members.into_iter().collect::<Members>())
     }
 }
 
-impl fmt::Debug for Members {
+impl fmt::Debug for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.iter()).finish()
     }
@@ -153,6 +149,9 @@ impl fmt::Debug for Members {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use ipnet::IpNet;
     use proptest::prelude::*;
 
     use super::*;
@@ -169,33 +168,46 @@ mod tests {
         })
     }
 
+    fn sorted(members: impl Iterator<Item = Member>) -> Vec<Member> {
+        let mut members: Vec<Member> = members.collect();
+        members.sort_by_key(|member| (member.family(), *member));
+        members
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn packed_members_are_the_set_of_the_plain_ones(
-            some in prop::collection::vec(member(), 0..40), others in prop::collection::vec(member(), 0..10)
+        fn a_tree_is_the_set_of_its_members(
+            some in prop::collection::vec(member(), 0..80), others in prop::collection::vec(member(), 0..10),
+            step in prop_oneof![1..4usize, 20..60usize],
         ) {
-            let mut packed: Members = some.iter().copied().collect();
-            let mut plain: BTreeSet<Member> = some.iter().copied().collect();
-            let removed: Members = others.iter().chain(some.iter().step_by(3)).copied().collect();
-            let rest = packed.minus(&removed);
-            let expected = |member: &&Member| !others.contains(*member) && !some.iter().step_by(3).any(|other| other == *member);
-            let family = |member: &Member| (member.family(), *member);
-            let mut left: Vec<Member> = plain.iter().filter(expected).copied().collect();
-            left.sort_by_key(family);
-            prop_assert_eq!(rest.to_vec(), left);
-            prop_assert!(some.iter().chain(&others).all(|member| packed.contains(member) == plain.contains(member)));
-            for member in &others {
-                prop_assert_eq!(packed.insert(member), plain.insert(*member));
-            }
+            let plain: BTreeSet<Member> = some.iter().copied().collect();
+            let tree: Tree = some.iter().copied().collect();
+            prop_assert_eq!(tree.to_list().iter().collect::<Vec<_>>(), sorted(plain.iter().copied()));
+            prop_assert_eq!((tree.len(), tree.is_empty()), (plain.len(), plain.is_empty()));
+            prop_assert_eq!(&Tree::from(&tree.to_list()), &tree);
+            prop_assert!(some.iter().chain(&others).all(|member| tree.contains(member) == plain.contains(member)));
+
+            // Few or many of its own, and others.
+            let list: Members = others.iter().chain(some.iter().step_by(step)).copied().collect();
+            let listed: BTreeSet<Member> = list.iter().collect();
+            let (known, new) = tree.split(&list);
+            prop_assert_eq!(known.iter().collect::<Vec<_>>(), sorted((&listed & &plain).into_iter()));
+            prop_assert_eq!(new.iter().collect::<Vec<_>>(), sorted((&listed - &plain).into_iter()));
+            let mut more = tree.clone();
+            more.insert_all(&list);
+            prop_assert_eq!(more.iter().collect::<Vec<_>>(), sorted((&plain | &listed).into_iter()));
+            let mut less = tree.clone();
+            less.remove_all(&list);
+            prop_assert_eq!(less.iter().collect::<Vec<_>>(), sorted((&plain - &listed).into_iter()));
+            prop_assert_eq!(&tree.minus(&Tree::from(&list)), &less);
+
+            let (mut tree, mut plain) = (tree, plain);
             for member in some.iter().step_by(2) {
-                prop_assert_eq!(packed.remove(member), plain.remove(member));
+                prop_assert_eq!(tree.remove(member), plain.remove(member));
             }
-            let mut all: Vec<Member> = plain.into_iter().collect();
-            all.sort_by_key(family);
-            prop_assert_eq!((packed.len(), packed.is_empty()), (all.len(), all.is_empty()));
-            prop_assert_eq!(packed.to_vec(), all);
+            prop_assert_eq!(tree.iter().collect::<Vec<_>>(), sorted(plain.into_iter()));
         }
     }
 }

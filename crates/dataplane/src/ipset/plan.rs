@@ -3,18 +3,18 @@
 //! Fed by the set driver with wishes, readings and outcomes; gives it operations. Pure.
 //!
 //! Invariants: per set, what the kernel has is `members - missing + surplus` while `kernel` is
-//! [`Kernel::Read`]; `missing` is a subset of `members`, `surplus` has none of them. Additions never
-//! contain a removal and the reverse (policy.md M-33). Nothing is planned for a set whose contents
-//! are not known, except what creates it. A set is never written that cannot hold all its members.
+//! [`Kernel::Read`]; `missing` is a subset of `members`, `surplus` has none of them. Additions
+//! contain a removal only where no rule has to change between the two (policy.md M-33). Nothing is planned for a set
+//! whose contents are not known, except what creates it. A set is never written that cannot hold all its members.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use ipnet::IpNet;
 use model::Family;
-use program::{Member, SetKind, SetName, SetSpec};
+use program::{Member, Members, SetKind, SetName, SetSpec};
 
-use super::members::Members;
+use super::members::Tree;
 use super::transport::{Contents, Header, Op};
 use super::wire;
 use crate::retry::Backoff;
@@ -38,8 +38,8 @@ pub(super) enum Kernel {
         fit: Fit,
         /// `maxelem`.
         room: u32,
-        missing: Members,
-        surplus: Members,
+        missing: Tree,
+        surplus: Tree,
     },
 }
 
@@ -58,7 +58,7 @@ pub(super) enum Fit {
 pub(super) struct Set {
     pub(super) wanted: Option<SetSpec>,
     /// Wanted members that the kernel can hold.
-    pub(super) members: Members,
+    pub(super) members: Tree,
     /// Wanted members that it cannot hold.
     pub(super) refused: BTreeSet<Member>,
     pub(super) kernel: Kernel,
@@ -67,26 +67,21 @@ pub(super) struct Set {
     pub(super) problem: Option<String>,
     /// Since when it is in use although it is not wanted.
     pub(super) busy_since: Option<Instant>,
+    /// It was so when it was tried long after.
+    pub(super) still_busy: bool,
     /// It was full although there should have been room; once more, and that is so.
     pub(super) doubted: bool,
 }
 
 impl Set {
     /// The set is wanted with exactly these members. Returns those that no set can hold.
-    pub(super) fn replace(&mut self, spec: SetSpec, members: BTreeSet<Member>) -> Vec<Member> {
+    pub(super) fn replace(&mut self, spec: SetSpec, members: Members) -> Vec<Member> {
         let refused = self.want_spec(spec.clone());
-        let mut bad = BTreeSet::new();
-        let good = members.into_iter().filter_map(|member| normalise(member, &spec)).filter(|member| {
-            let good = acceptable(member, spec.kind);
-            if !good {
-                bad.insert(*member);
-            }
-            good
-        });
-        let members: Members = good.collect();
+        let (members, bad) = sift(members, &spec);
+        let members = Tree::from(&members);
         if let Kernel::Read { missing, surplus, .. } = &mut self.kernel {
             let mut there = self.members.minus(missing);
-            there.join(std::mem::take(surplus));
+            there.insert_all(&surplus.to_list());
             (*missing, *surplus) = (members.minus(&there), there.minus(&members));
         }
         self.members = members;
@@ -107,32 +102,36 @@ impl Set {
     }
 
     /// Members come and go. Returns those that no set can hold, and `None` if the set is not wanted.
-    pub(super) fn change(&mut self, added: BTreeSet<Member>, removed: BTreeSet<Member>) -> Option<Vec<Member>> {
+    pub(super) fn change(&mut self, added: Members, removed: Members) -> Option<Vec<Member>> {
         let spec = self.wanted.clone()?;
-        for member in removed.into_iter().filter_map(|member| normalise(member, &spec)) {
-            self.refused.remove(&member);
-            if self.members.remove(&member)
-                && let Kernel::Read { missing, surplus, .. } = &mut self.kernel
-                && !missing.remove(&member)
-            {
-                surplus.insert(&member);
+        let (removed, bad) = sift(removed, &spec);
+        for member in &bad {
+            self.refused.remove(member);
+        }
+        if !self.refused.is_empty() {
+            // The kernel's own refusals.
+            for member in removed.iter() {
+                self.refused.remove(&member);
             }
         }
-        let mut news = Vec::new();
-        for member in added.into_iter().filter_map(|member| normalise(member, &spec)) {
-            if !acceptable(&member, spec.kind) {
-                if self.refused.insert(member) {
-                    news.push(member);
-                }
-            } else if self.members.insert(&member)
-                && let Kernel::Read { missing, surplus, .. } = &mut self.kernel
-                && !surplus.remove(&member)
-            {
-                missing.insert(&member);
-            }
+        let (leaving, _) = self.members.split(&removed);
+        self.members.remove_all(&leaving);
+        if let Kernel::Read { missing, surplus, .. } = &mut self.kernel {
+            let (never_there, there) = missing.split(&leaving);
+            missing.remove_all(&never_there);
+            surplus.insert_all(&there);
+        }
+        let (added, mut news) = sift(added, &spec);
+        news.retain(|member| self.refused.insert(*member));
+        let (_, coming) = self.members.split(&added);
+        self.members.insert_all(&coming);
+        if let Kernel::Read { missing, surplus, .. } = &mut self.kernel {
+            let (still_there, not_there) = surplus.split(&coming);
+            surplus.remove_all(&still_there);
+            missing.insert_all(&not_there);
         }
         self.renewed();
-        Some(news)
+        Some(news.into_iter().collect())
     }
 
     /// The set is no longer wanted. What the kernel has of it is not tracked any further.
@@ -151,6 +150,7 @@ impl Set {
         self.backoff.succeeded();
         self.problem = None;
         self.busy_since = None;
+        self.still_busy = false;
         self.doubted = false;
     }
 
@@ -177,12 +177,12 @@ impl Set {
         let fit = fit(spec, &contents.type_name, contents.family, contents.max_members, contents.odd, limit);
         let room = contents.max_members.unwrap_or(0);
         let (missing, surplus) = if fit == Fit::Good {
-            let there: Members = contents.members.into_iter().collect();
+            let there: Tree = contents.members.into_iter().collect();
             // An incomplete reading may only add; what it did not show is added again, which is harmless (I3).
-            let surplus = if contents.complete { there.minus(&self.members) } else { Members::default() };
+            let surplus = if contents.complete { there.minus(&self.members) } else { Tree::default() };
             (self.members.minus(&there), surplus)
         } else {
-            (self.members.clone(), Members::default())
+            (self.members.clone(), Tree::default())
         };
         let new = Kernel::Read { fit, room, missing, surplus };
         let news = self.kernel != new;
@@ -206,7 +206,7 @@ impl Set {
     /// Counts the wanted members in a part of the set that was read beside the work, as far as they are believed to
     /// be there. `None` if there is one that should not be. Nothing is said about members in `touched`, which were
     /// written meanwhile.
-    pub(super) fn count(&self, part: &[Member], touched: &Members) -> Option<usize> {
+    pub(super) fn count(&self, part: &[Member], touched: &Tree) -> Option<usize> {
         let Kernel::Read { missing, surplus, .. } = &self.kernel else {
             return Some(0);
         };
@@ -223,7 +223,7 @@ impl Set {
 
     /// Whether `count` members, told by [`Self::count`] of the parts of a reading, are all that should be there. One
     /// that was written meanwhile may have been counted before.
-    pub(super) fn is_all(&self, count: usize, touched: &Members) -> bool {
+    pub(super) fn is_all(&self, count: usize, touched: &Tree) -> bool {
         let Kernel::Read { missing, .. } = &self.kernel else {
             return true;
         };
@@ -256,8 +256,15 @@ impl Set {
         fitting.or_else(|| (count <= limit).then_some(limit))
     }
 
-    /// Plans what creates the set, adds its missing members or rebuilds it through the set `temporary`.
-    pub(super) fn additions(&self, name: &SetName, limit: u32, temporary: impl FnOnce() -> Option<SetName>) -> Vec<Op> {
+    /// Plans what creates the set, adds its missing members or rebuilds it through the set `temporary`. With
+    /// `may_lose` there are no rules to wait for before members are taken out, so that these may make room.
+    pub(super) fn additions(
+        &self,
+        name: &SetName,
+        limit: u32,
+        may_lose: bool,
+        temporary: impl FnOnce() -> Option<SetName>,
+    ) -> Vec<Op> {
         let (Some(spec), Some(size)) = (&self.wanted, self.size(limit)) else {
             return Vec::new();
         };
@@ -274,7 +281,17 @@ impl Set {
             Kernel::Read { fit: Fit::Good, room, missing, surplus }
                 if self.members.len() + surplus.len() <= *room as usize =>
             {
-                vec![Op::Add { set: name.clone(), members: missing.to_vec() }]
+                vec![Op::Add { set: name.clone(), members: missing.to_list() }]
+            }
+            Kernel::Read { fit: Fit::Good, room, missing, surplus }
+                if may_lose
+                    && self.members.len() <= *room as usize
+                    && missing.len() + surplus.len() <= self.members.len() / 2 =>
+            {
+                vec![
+                    Op::Remove { set: name.clone(), members: surplus.to_list() },
+                    Op::Add { set: name.clone(), members: missing.to_list() },
+                ]
             }
             Kernel::Read { fit: Fit::Good | Fit::Rebuild, .. } => match temporary() {
                 Some(temporary) => {
@@ -291,7 +308,7 @@ impl Set {
     pub(super) fn removals(&self, name: &SetName) -> Option<Op> {
         match &self.kernel {
             Kernel::Read { fit: Fit::Good, surplus, .. } if self.wanted.is_some() && !surplus.is_empty() => {
-                Some(Op::Remove { set: name.clone(), members: surplus.to_vec() })
+                Some(Op::Remove { set: name.clone(), members: surplus.to_list() })
             }
             Kernel::Read { .. } | Kernel::Unknown | Kernel::Absent | Kernel::Unread => None,
         }
@@ -308,40 +325,32 @@ impl Set {
 
     /// The set was created, empty, with this size.
     pub(super) fn created(&mut self, room: u32) {
-        self.kernel = Kernel::Read { fit: Fit::Good, room, missing: self.members.clone(), surplus: Members::default() };
+        self.kernel = Kernel::Read { fit: Fit::Good, room, missing: self.members.clone(), surplus: Tree::default() };
     }
 
     /// The set was exchanged for one of this size with all wanted members.
     pub(super) fn exchanged(&mut self, room: u32) {
-        let (missing, surplus) = (Members::default(), Members::default());
+        let (missing, surplus) = (Tree::default(), Tree::default());
         self.kernel = Kernel::Read { fit: Fit::Good, room, missing, surplus };
     }
 
     /// Nothing of what it has can be kept, whatever that is.
     pub(super) fn must_be(&mut self, fit: Fit) {
-        let surplus = Members::default();
+        let surplus = Tree::default();
         self.kernel = Kernel::Read { fit, room: 0, missing: self.members.clone(), surplus };
     }
 
     /// These members were added to the set itself.
-    pub(super) fn added(&mut self, members: &[Member]) {
+    pub(super) fn added(&mut self, members: &Members) {
         if let Kernel::Read { missing, .. } = &mut self.kernel {
-            if members.len() == missing.len() {
-                missing.clear();
-            } else {
-                for member in members {
-                    missing.remove(member);
-                }
-            }
+            missing.remove_all(members);
         }
     }
 
     /// These members were taken out.
-    pub(super) fn removed(&mut self, members: &[Member]) {
+    pub(super) fn removed(&mut self, members: &Members) {
         if let Kernel::Read { surplus, .. } = &mut self.kernel {
-            for member in members {
-                surplus.remove(member);
-            }
+            surplus.remove_all(members);
         }
     }
 
@@ -365,7 +374,7 @@ fn fit(spec: &SetSpec, type_name: &str, family: Option<Family>, room: Option<u32
 }
 
 /// Creates a set and fills it.
-fn build(name: &SetName, spec: &SetSpec, size: u32, members: &Members) -> Vec<Op> {
+fn build(name: &SetName, spec: &SetSpec, size: u32, members: &Tree) -> Vec<Op> {
     let mut ops = vec![Op::Create {
         name: name.clone(),
         kind: spec.kind,
@@ -374,7 +383,7 @@ fn build(name: &SetName, spec: &SetSpec, size: u32, members: &Members) -> Vec<Op
         hash_size: hash_size(members.len()),
     }];
     if !members.is_empty() {
-        ops.push(Op::Add { set: name.clone(), members: members.to_vec() });
+        ops.push(Op::Add { set: name.clone(), members: members.to_list() });
     }
     ops
 }
@@ -382,6 +391,18 @@ fn build(name: &SetName, spec: &SetSpec, size: u32, members: &Members) -> Vec<Op
 fn hash_size(members: usize) -> u32 {
     let size = members.clamp(SMALLEST_HASH, LARGEST_HASH).next_power_of_two();
     u32::try_from(size).unwrap_or(1 << 26)
+}
+
+/// Returns the members that the set can hold, in the form in which the kernel reports them, and those that it cannot.
+fn sift(members: Members, spec: &SetSpec) -> (Members, BTreeSet<Member>) {
+    let is_good = |member: Member| acceptable(&member, spec.kind) && normalise(member, spec) == Some(member);
+    // As the compiler makes them.
+    if members.iter().all(is_good) {
+        return (members, BTreeSet::new());
+    }
+    let normal = members.iter().filter_map(|member| normalise(member, spec));
+    let (good, bad): (Vec<Member>, Vec<Member>) = normal.partition(|member| acceptable(member, spec.kind));
+    (good.into(), bad.into_iter().collect())
 }
 
 /// Brings a member into the form in which the kernel reports it. `None` for a member of the other

@@ -5,10 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use program::{Member, SetName};
+use program::{Member, Members, SetName};
 
 use super::IpSets;
-use super::members::Members;
+use super::members::Tree;
 use super::plan::{self, Fit, Kernel, Set};
 use super::transport::{Contents, Header, SetError, Slice};
 use crate::report::DriverReport;
@@ -37,7 +37,7 @@ pub(super) struct Sweep {
 struct Comparison {
     set: SetName,
     /// What was written to it since.
-    touched: Members,
+    touched: Tree,
     /// Members found that should be there.
     count: usize,
     /// Found one that should not be there.
@@ -78,11 +78,9 @@ impl Sweep {
     }
 
     /// Members of a set were written.
-    pub(super) fn touch(&mut self, name: &SetName, members: &[Member]) {
+    pub(super) fn touch(&mut self, name: &SetName, members: &Members) {
         if let Some(current) = self.current.as_mut().filter(|current| current.set == *name) {
-            for member in members {
-                current.touched.insert(member);
-            }
+            current.touched.insert_all(members);
         }
     }
 }
@@ -92,7 +90,7 @@ impl IpSets {
     /// stays as it was.
     pub(super) fn read_everything(&mut self, now: Instant, report: &mut DriverReport) -> Result<(), SetError> {
         self.stop_sweep();
-        let first = self.sets.values().all(|set| set.kernel == Kernel::Unknown);
+        let first = self.lost || self.sets.values().all(|set| set.kernel == Kernel::Unknown);
         let survey = self.survey(report)?;
         let mut complete = survey.complete;
         self.take_names(&survey);
@@ -128,6 +126,7 @@ impl IpSets {
             self.busy.insert(name);
         }
         if complete {
+            self.lost = false;
             self.compared(now);
         } else {
             self.read_at = None;
@@ -321,7 +320,7 @@ impl IpSets {
     /// Compares a part of a set, so that no slice has to do it for the whole.
     fn compare(&mut self, name: &SetName, part: &[Member]) {
         if self.sweep.current.as_ref().is_none_or(|current| current.set != *name) {
-            let touched = Members::default();
+            let touched = Tree::default();
             self.sweep.current = Some(Comparison { set: name.clone(), touched, count: 0, odd: false });
         }
         let (Some(current), Some(set)) = (&mut self.sweep.current, self.sets.get(name)) else { return };

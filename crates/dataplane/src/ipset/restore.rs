@@ -3,6 +3,7 @@
 //! Used by [`Automatic`](super::transport::Automatic). One `ipset restore` performs a whole series of
 //! operations; the line number in its complaint says which one failed (netfilter.md 17.3, 17.4).
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use ipnet::IpNet;
 use model::Family;
 use program::{Member, SetName};
 
-use super::transport::{Contents, Failure, Listing, Op, SetError, Transport};
+use super::transport::{Contents, Failure, Listing, Op, Series, SetError, Transport};
 use super::wire;
 
 const PROGRAM: &str = "ipset";
@@ -109,6 +110,38 @@ impl Transport for Restore {
     }
 
     fn perform(&mut self, ops: &[Op]) -> Result<(), Failure> {
+        self.run_script(&ops.iter().collect::<Vec<_>>())
+    }
+
+    /// Starts one program for all of them; another for those behind a failure.
+    fn perform_each(&mut self, series: &[Series]) -> BTreeMap<usize, Failure> {
+        let mut failures = BTreeMap::new();
+        let mut start = 0;
+        while let Some(rest) = series.get(start..).filter(|rest| !rest.is_empty()) {
+            let ops: Vec<&Op> = rest.iter().flat_map(|series| &series.ops).collect();
+            let Err(Failure { mut op, done, error }) = self.run_script(&ops) else { break };
+            let mut failed = start;
+            for series in rest {
+                if op < series.ops.len() {
+                    break;
+                }
+                op -= series.ops.len();
+                failed += 1;
+            }
+            if matches!(error, SetError::Lost(_)) {
+                let lost = |index| (index, Failure { op: 0, done: 0, error: error.clone() });
+                failures.extend((start..series.len()).map(lost));
+                break;
+            }
+            failures.insert(failed, Failure { op, done, error });
+            start = failed + 1;
+        }
+        failures
+    }
+}
+
+impl Restore {
+    fn run_script(&self, ops: &[&Op]) -> Result<(), Failure> {
         let script = Script::new(ops);
         if script.places.is_empty() {
             return Ok(());
@@ -125,7 +158,7 @@ impl Transport for Restore {
         };
         match (ops.get(op), error) {
             (Some(Op::Destroy { .. }), SetError::Missing) => {
-                match self.perform(ops.get(op + 1..).unwrap_or_default()) {
+                match self.run_script(ops.get(op + 1..).unwrap_or_default()) {
                     Ok(()) => Ok(()),
                     Err(failure) => Err(Failure { op: failure.op + op + 1, ..failure }),
                 }
@@ -146,7 +179,7 @@ struct Script {
 }
 
 impl Script {
-    fn new(ops: &[Op]) -> Self {
+    fn new(ops: &[&Op]) -> Self {
         let mut script = Self::default();
         for (index, op) in ops.iter().enumerate() {
             match op {
@@ -163,12 +196,12 @@ impl Script {
                 }
                 Op::Add { set, members } => {
                     for (done, member) in members.iter().enumerate() {
-                        script.line((index, done), format_args!("add {set} {} -exist", Text(member)));
+                        script.line((index, done), format_args!("add {set} {} -exist", Text(&member)));
                     }
                 }
                 Op::Remove { set, members } => {
                     for (done, member) in members.iter().enumerate() {
-                        script.line((index, done), format_args!("del {set} {} -exist", Text(member)));
+                        script.line((index, done), format_args!("del {set} {} -exist", Text(&member)));
                     }
                 }
                 Op::Swap { set, with } => script.line((index, 0), format_args!("swap {set} {with}")),
@@ -305,16 +338,17 @@ mod tests {
             },
             Op::Add {
                 set: name("cali40a"),
-                members: vec![
+                members: [
                     Member::AddressPort { address: "10.0.0.1".parse().unwrap(), protocol: 6, port: 80 },
                     Member::AddressPort { address: "10.0.0.2".parse().unwrap(), protocol: 132, port: 1 },
-                ],
+                ]
+                .into(),
             },
-            Op::Remove { set: name("cali60b"), members: vec![Member::Net("fd00::/64".parse().unwrap())] },
+            Op::Remove { set: name("cali60b"), members: [Member::Net("fd00::/64".parse().unwrap())].into() },
             Op::Swap { set: name("cali40a"), with: name("cali4t0") },
             Op::Destroy { set: name("cali4t0") },
         ];
-        let script = Script::new(&ops);
+        let script = Script::new(&ops.iter().collect::<Vec<_>>());
         assert_eq!(
             script.text,
             "create cali40a hash:ip,port family inet hashsize 1024 maxelem 100\n\

@@ -6,8 +6,10 @@ use proptest::prelude::*;
 use program::Member;
 
 use super::fake::{FakeSet, FakeTransport};
-use super::transport::SetError;
+use super::transport::{Op, SetError};
 use super::*;
+
+mod together;
 
 struct Bed {
     now: Instant,
@@ -30,11 +32,11 @@ impl Bed {
 
     fn want_spec(&mut self, spec: SetSpec, members: &str) {
         let (family, name) = (spec.family, spec.name.clone());
-        self.sets.want(family, &name, SetChange::Replace { spec, members: nets(members) });
+        self.sets.want(family, &name, SetChange::Replace { spec, members: nets(members).into() });
     }
 
     fn change(&mut self, set: &str, added: &str, removed: &str) {
-        let change = SetChange::Delta { added: nets(added), removed: nets(removed) };
+        let change = SetChange::Delta { added: nets(added).into(), removed: nets(removed).into() };
         self.sets.want(family_of(set), &name(set), change);
     }
 
@@ -194,12 +196,11 @@ fn a_set_that_a_rule_names_is_destroyed_once_the_rule_is_gone() {
     // The nft variant lets go of sets late: failures are counted and are no news for a minute.
     bed.sets.write_additions(bed.now);
     assert_eq!(bed.sets.write_removals(bed.now).busy, 1);
-    assert_eq!(bed.sets.next_due(), Some((bed.now + Duration::from_millis(5), "set removal")));
+    assert_eq!(bed.sets.next_due(), Some((bed.now + Duration::from_millis(2), "set removal")));
     bed.log();
     bed.apply();
     assert_eq!(bed.log().len(), 0, "too early");
-    let early = [(1, false); 5];
-    for (seconds, in_use) in early.into_iter().chain([(20, true), (27, true)]) {
+    for (seconds, in_use) in [(1, true), (1, true), (1, true), (20, true), (29, true)] {
         bed.now += Duration::from_secs(seconds);
         let report = bed.sets.write_additions(bed.now);
         assert_eq!((report.errors.len(), report.held.len()), (0, 0), "{report:?}");
@@ -300,7 +301,7 @@ fn another_type_needs_the_old_set_destroyed_and_fails_while_a_rule_names_it() {
     let mut bed = Bed::new();
     bed.put("cali40a", "10.0.0.0/8");
     bed.kernel.kernel().sets.get_mut("cali40a").unwrap().referenced = true;
-    let addresses = BTreeSet::from([Member::Address("10.0.0.1".parse().unwrap())]);
+    let addresses = [Member::Address("10.0.0.1".parse().unwrap())].into();
     let change = SetChange::Replace { spec: spec("cali40a", SetKind::Address, 100), members: addresses };
     bed.sets.want(Family::V4, &name("cali40a"), change);
     let (_, errors) = bed.apply();
@@ -438,6 +439,43 @@ fn a_set_grows_beside_itself_up_to_the_limit_and_is_too_large_beyond_it() {
         assert!(failed.len() == 1 && failed[0].too_large && failed[0].present, "{failed:?}");
         assert_eq!(failed[0].reason, "9 members are wanted, 8 are allowed");
         assert!(report.held[0].contains(set) && report.errors.is_empty(), "{report:?}");
+    }
+}
+
+/// G12
+#[test]
+fn a_full_set_loses_old_members_before_it_gets_new_ones_if_no_rule_changes() {
+    let nets = |numbers: std::ops::Range<u8>| numbers.map(|n| format!("{n}.0.0.0/8 ")).collect::<String>();
+    let rebuilt = |members| {
+        ["create cali4t0 1024", &format!("add cali4t0 {members}"), "swap cali40a cali4t0", "destroy cali4t0"]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    for (rest, added, removed, log) in [
+        (true, 30..36, 10..14, vec!["remove cali40a 4".to_owned(), "add cali40a 6".to_owned()]),
+        // There is room.
+        (true, 30..32, 10..12, vec!["add cali40a 2".to_owned(), "remove cali40a 2".to_owned()]),
+        // A rule may still need the old ones.
+        (false, 30..36, 10..14, rebuilt(22)),
+        // Building it anew is less work.
+        (true, 30..40, 10..18, rebuilt(22)),
+        // More than there is room for.
+        (true, 30..36, 10..10, rebuilt(26)),
+    ] {
+        let mut bed = Bed::new();
+        bed.sets.limit = 100;
+        bed.want_spec(spec("cali40a", SetKind::Net, 25), &nets(10..30));
+        bed.apply();
+        bed.log();
+        bed.sets.tables_rest(rest);
+        let left: Vec<u8> = (10..30).filter(|n| !removed.contains(n)).chain(added.clone()).collect();
+        bed.change("cali40a", &nets(added), &nets(removed));
+        let report = bed.sets.write_additions(bed.now);
+        assert_eq!((report.errors, bed.sets.failed_sets().count()), (vec![], 0));
+        bed.sets.write_removals(bed.now);
+        assert_eq!(bed.log(), log);
+        let left: Vec<String> = left.iter().map(|n| format!("{n}.0.0.0/8")).collect();
+        assert_eq!(bed.state(), [format!("cali40a={}", left.join(","))]);
     }
 }
 
@@ -644,7 +682,7 @@ proptest! {
                     let members = some_nets(NAMES[set], &members);
                     wanted.insert(NAMES[set], members.clone());
                     let spec = spec(NAMES[set], SetKind::Net, if small { 6 } else { 100 });
-                    bed.sets.want(spec.family, &spec.name.clone(), SetChange::Replace { spec, members });
+                    bed.sets.want(spec.family, &spec.name.clone(), SetChange::Replace { spec, members: members.into() });
                 }
                 Step::Change(set, added, removed) => {
                     if let Some(members) = wanted.get_mut(NAMES[set]) {
@@ -652,7 +690,7 @@ proptest! {
                         let added: BTreeSet<Member> = added.difference(&removed).copied().collect();
                         members.retain(|member| !removed.contains(member));
                         members.extend(added.iter().copied());
-                        bed.sets.want(family_of(NAMES[set]), &name(NAMES[set]), SetChange::Delta { added, removed });
+                        bed.sets.want(family_of(NAMES[set]), &name(NAMES[set]), SetChange::Delta { added: added.into(), removed: removed.into() });
                     }
                 }
                 Step::Unwant(set) => {
@@ -733,7 +771,7 @@ proptest! {
                     let members = some_nets(NAMES[set], &members);
                     wanted.insert(NAMES[set], members.clone());
                     let spec = spec(NAMES[set], SetKind::Net, if small { 6 } else { 100 });
-                    bed.sets.want(spec.family, &spec.name.clone(), SetChange::Replace { spec, members });
+                    bed.sets.want(spec.family, &spec.name.clone(), SetChange::Replace { spec, members: members.into() });
                 }
                 Step::Change(set, added, removed) => {
                     if let Some(members) = wanted.get_mut(NAMES[set]) {
@@ -741,7 +779,7 @@ proptest! {
                         let added: BTreeSet<Member> = added.difference(&removed).copied().collect();
                         members.retain(|member| !removed.contains(member));
                         members.extend(added.iter().copied());
-                        bed.sets.want(family_of(NAMES[set]), &name(NAMES[set]), SetChange::Delta { added, removed });
+                        bed.sets.want(family_of(NAMES[set]), &name(NAMES[set]), SetChange::Delta { added: added.into(), removed: removed.into() });
                     }
                 }
                 Step::Unwant(set) => {

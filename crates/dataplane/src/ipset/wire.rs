@@ -128,6 +128,11 @@ pub(crate) struct Creation<'a> {
 }
 
 impl Encoder {
+    /// The request that was written last.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Asks which versions of the protocol the kernel speaks.
     pub(crate) fn protocol(&mut self, sequence: u32) -> &[u8] {
         self.start(Command::Protocol, NLM_F_REQUEST | NLM_F_ACK, sequence);
@@ -203,7 +208,7 @@ impl Encoder {
         &mut self,
         command: Command,
         name: &str,
-        members: &[Member],
+        members: impl IntoIterator<Item = Member>,
         strict: bool,
         sequence: u32,
     ) -> (&[u8], usize) {
@@ -219,7 +224,7 @@ impl Encoder {
                 break;
             }
             let element = self.open(attribute::DATA);
-            self.element(member);
+            self.element(&member);
             self.attribute(data::LINENO, &line.to_ne_bytes());
             self.close(element);
             count += 1;
@@ -496,7 +501,7 @@ mod tests {
     fn two_members_in_one_message_have_the_bytes_that_the_kernel_accepted() {
         let members = ["10.0.0.1", "10.0.0.2"].map(|text| Member::Address(text.parse().unwrap()));
         let mut encoder = Encoder::default();
-        let (bytes, count) = encoder.members(Command::Add, "cali40x", &members, false, 4);
+        let (bytes, count) = encoder.members(Command::Add, "cali40x", members, false, 4);
         let mut expected = hex("64000000 0906 0502 04000000 00000000 02000000 0500 0100 06000000
             0c00 0200 63616c6934307800  0800 0900 00000000
             3400 0880
@@ -519,7 +524,7 @@ mod tests {
             Member::AddressPort { address: "fd00::1".parse().unwrap(), protocol: 6, port: 80 },
         ];
         let mut encoder = Encoder::default();
-        let (bytes, count) = encoder.members(Command::Add, "x", &members, false, 1);
+        let (bytes, count) = encoder.members(Command::Add, "x", members.iter().copied(), false, 1);
         assert_eq!(count, members.len());
         let part = part(&bytes[HEADER_LENGTH..], |_| true).unwrap();
         assert_eq!((part.name.as_deref(), part.members.as_slice()), (Some("x"), members.as_slice()));
@@ -530,7 +535,7 @@ mod tests {
     fn a_long_list_is_cut_at_sixteen_thousand_bytes() {
         let members: Vec<Member> = (0..100_000u32).map(|n| Member::Address(IpAddr::from(n.to_be_bytes()))).collect();
         let mut encoder = Encoder::default();
-        let (bytes, count) = encoder.members(Command::Add, "x", &members, false, 1);
+        let (bytes, count) = encoder.members(Command::Add, "x", members.iter().copied(), false, 1);
         assert!(bytes.len() < 16_100 && count == 667, "{} {count}", bytes.len());
     }
 
@@ -565,7 +570,7 @@ mod tests {
     fn malformed_answers_are_refused_without_panic() {
         let member = Member::AddressPort { address: "fd00::1".parse().unwrap(), protocol: 6, port: 80 };
         let mut encoder = Encoder::default();
-        let whole = encoder.members(Command::Add, "x", &[member], false, 1).0[HEADER_LENGTH..].to_vec();
+        let whole = encoder.members(Command::Add, "x", [member], false, 1).0[HEADER_LENGTH..].to_vec();
         for cut in 0..whole.len() {
             let _ = (
                 part(&whole[..cut], |_| true),

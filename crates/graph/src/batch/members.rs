@@ -18,11 +18,20 @@ pub struct MemberList {
 
 /// A network of IPv4 as a number: the address, then a byte of prefix length. Sorts as the network does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct V4(u64);
+pub(super) struct V4(u64);
 
 impl V4 {
-    fn of(net: Ipv4Net) -> Self {
+    pub(super) fn of(net: Ipv4Net) -> Self {
         Self(u64::from(u32::from(net.addr())) << 8 | u64::from(net.prefix_len()))
+    }
+
+    /// Less than 2^40.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(super) fn from_number(number: u64) -> Self {
+        Self(number)
     }
 
     fn address(self) -> u32 {
@@ -75,6 +84,12 @@ impl MemberList {
             SetMember::Net(IpNet::V4(net)) => remove(&mut self.v4, &V4::of(*net)),
             SetMember::Net(IpNet::V6(_)) | SetMember::AddressPort { .. } => remove(&mut self.others, member),
         }
+    }
+
+    /// Takes lists that are sorted, with no member twice.
+    pub(super) fn of_sorted(v4: Vec<V4>, others: Vec<SetMember>) -> Self {
+        debug_assert!(is_sorted(&v4) && is_sorted(&others), "members out of order");
+        Self { v4, others }
     }
 
     /// Makes room for as many networks.

@@ -3,6 +3,7 @@
 //! An endpoint with one address is a record of sixteen bytes, its address with thirty-two, its name in
 //! an arena, and a place in two hash tables: by name, and by address.
 
+use std::cmp::Ordering;
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use std::net::IpAddr;
 
@@ -153,6 +154,15 @@ impl Link {
     }
 }
 
+/// A network that an object got or lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NetChange {
+    pub(super) net: IpNet,
+    pub(super) added: bool,
+    /// Other objects have it too.
+    pub(super) is_shared: bool,
+}
+
 /// First byte of a place.
 const ENDPOINT: u8 = 0;
 const NETWORK_SET: u8 = 1;
@@ -243,6 +253,7 @@ impl Objects {
         missing: Missing,
         class: u32,
         new: &Contribution<'_>,
+        changes: &mut Vec<NetChange>,
     ) -> u32 {
         let place = match (missing.0, key) {
             (Some((place, _)), _) => {
@@ -265,7 +276,7 @@ impl Objects {
             _ => self.free = record.class,
         }
         *record = Object { name: self.names.insert(&self.key), place, class, first: Link::default() };
-        record.first = self.addresses.replace(id, Link::default(), &new.nets);
+        record.first = self.addresses.replace(id, Link::default(), &new.nets, changes);
         self.set_ports(id, new.ports);
         let Self { records, names, by_key, seed, .. } = self;
         make_room(by_key, |id| Self::rehash(records, names, seed, *id));
@@ -277,23 +288,24 @@ impl Objects {
         records.get(id).map_or(0, |object| Self::hash(seed, object.place, names.get(object.name)))
     }
 
-    /// Replaces what an object is and brings.
-    pub(super) fn replace(&mut self, id: u32, class: u32, new: &Contribution<'_>) {
+    /// Replaces what an object is and brings; appends the networks that it got and lost, in order, to `changes`.
+    pub(super) fn replace(&mut self, id: u32, class: u32, new: &Contribution<'_>, changes: &mut Vec<NetChange>) {
         if let Some(object) = self.records.get_mut(id) {
             object.class = class;
-            object.first = self.addresses.replace(id, object.first, &new.nets);
+            object.first = self.addresses.replace(id, object.first, &new.nets, changes);
         }
         self.set_ports(id, new.ports);
     }
 
-    pub(super) fn remove(&mut self, names: &mut Names, id: u32) {
+    /// Forgets an object; appends its networks to `changes`.
+    pub(super) fn remove(&mut self, names: &mut Names, id: u32, changes: &mut Vec<NetChange>) {
         let Some(object) = self.records.get_mut(id) else {
             debug_assert!(false, "removed an object that does not exist");
             return;
         };
         let Object { name, place, first, .. } = *object;
         *object = Object { class: std::mem::replace(&mut self.free, id + 1), ..Object::default() };
-        self.addresses.replace(id, first, &Nets::default());
+        self.addresses.replace(id, first, &Nets::default(), changes);
         self.set_ports(id, &[]);
         let hash = Self::hash(&self.seed, place, self.names.get(name));
         match self.by_key.find_entry(hash, |known| *known == id) {
@@ -368,37 +380,49 @@ impl Objects {
     }
 }
 
+/// As `cmp`, but nearly all are networks of IPv4.
+fn compare(one: &IpNet, other: &IpNet) -> Ordering {
+    match (one, other) {
+        (IpNet::V4(one), IpNet::V4(other)) => {
+            (one.addr().to_bits(), one.prefix_len()).cmp(&(other.addr().to_bits(), other.prefix_len()))
+        }
+        (IpNet::V6(_), _) | (IpNet::V4(_), IpNet::V6(_)) => one.cmp(other),
+    }
+}
+
 impl Addresses {
     /// Makes the chain of an object that of these networks, and returns its first link.
-    fn replace(&mut self, object: u32, first: Link, nets: &Nets) -> Link {
+    fn replace(&mut self, object: u32, first: Link, nets: &Nets, changes: &mut Vec<NetChange>) -> Link {
         let mut result = first;
         // The link behind which we are, and the one that follows.
         let (mut before, mut at) = (Link::default(), first);
         let mut new = nets.iter().peekable();
         loop {
-            let old = at.get().and_then(|number| self.slots.get(number)).copied();
+            let old = at.get().and_then(|number| self.slots.get(number));
             let order = match (old, new.peek()) {
                 (None, None) => break,
-                (None, Some(_)) => std::cmp::Ordering::Greater,
-                (Some(_), None) => std::cmp::Ordering::Less,
-                (Some(old), Some(new)) => old.net.cmp(new),
+                (None, Some(_)) => Ordering::Greater,
+                (Some(_), None) => Ordering::Less,
+                (Some(old), Some(new)) => compare(&old.net, new),
             };
-            let Address { next, .. } = old.unwrap_or_default();
+            let (net, next) = old.map(|old| (old.net, old.next)).unwrap_or_default();
             match order {
-                std::cmp::Ordering::Equal => {
+                Ordering::Equal => {
                     (before, at) = (at, next);
                     new.next();
                 }
-                std::cmp::Ordering::Less => {
-                    self.remove(at.0);
+                Ordering::Less => {
+                    let is_shared = self.remove(at.0);
+                    changes.push(NetChange { net, added: false, is_shared });
                     *self.place_behind(before, &mut result) = next;
                     at = next;
                 }
-                std::cmp::Ordering::Greater => {
+                Ordering::Greater => {
                     let Some(net) = new.next() else { break };
-                    let added = Link(self.insert(*net, object, at));
-                    *self.place_behind(before, &mut result) = added;
-                    before = added;
+                    let (added, is_shared) = self.insert(*net, object, at);
+                    changes.push(NetChange { net: *net, added: true, is_shared });
+                    *self.place_behind(before, &mut result) = Link(added);
+                    before = Link(added);
                 }
             }
         }
@@ -412,7 +436,8 @@ impl Addresses {
         }
     }
 
-    fn insert(&mut self, net: IpNet, object: u32, next: Link) -> u32 {
+    /// Returns the number and whether somebody else has the network too.
+    fn insert(&mut self, net: IpNet, object: u32, next: Link) -> (u32, bool) {
         let Self { slots, by_net, seed, numbers, free } = self;
         let number = free.get().unwrap_or(*numbers);
         let of = |number: &u32| slots.get(*number).map(|address| address.net);
@@ -432,12 +457,14 @@ impl Addresses {
             Some(_) => *free = slot.next,
         }
         *slot = Address { net, object, next, same };
-        number
+        (number, same.get().is_some())
     }
 
-    fn remove(&mut self, number: u32) {
+    /// Returns whether somebody else still has the network.
+    fn remove(&mut self, number: u32) -> bool {
         let Self { slots, by_net, seed, free, .. } = self;
-        let Some(Address { net, same, .. }) = slots.get(number).copied() else { return };
+        let Some(Address { net, same, .. }) = slots.get(number).copied() else { return false };
+        let mut is_shared = true;
         let of = |number: &u32| slots.get(*number).map(|address| address.net);
         match by_net.find_entry(seed.hash_one(net), |number| of(number) == Some(net)) {
             Ok(mut place) => {
@@ -454,6 +481,7 @@ impl Addresses {
                 } else if let Some(next) = same.get() {
                     *place.get_mut() = next;
                 } else {
+                    is_shared = false;
                     place.remove();
                 }
             }
@@ -462,9 +490,10 @@ impl Addresses {
         *slots.slot(number) = Address { next: std::mem::replace(free, Link(number)), ..Address::default() };
         if by_net.is_empty() {
             *self = Self { seed: seed.clone(), ..Self::default() };
-            return;
+            return is_shared;
         }
         shrink(by_net, |number| seed.hash_one(slots.get(*number).map_or(IpNet::default(), |address| address.net)));
+        is_shared
     }
 
     fn chain(&self, first: Link) -> impl Iterator<Item = IpNet> {
@@ -540,11 +569,13 @@ mod tests {
             for (which, value) in steps {
                 let found = objects.find(&names, &key(which));
                 let known = found.ok();
+                let before = model.clone();
+                let mut changes = Vec::new();
                 prop_assert_eq!(known, model.get(&which).map(|(id, class, ..)| (*id, *class)));
                 match (known, value) {
                     (None, None) => (),
                     (Some((id, _)), None) => {
-                        objects.remove(&mut names, id);
+                        objects.remove(&mut names, id, &mut changes);
                         model.remove(&which);
                     }
                     (known, Some((class, nets, of))) => {
@@ -552,14 +583,24 @@ mod tests {
                         let new = Contribution { nets: Nets(nets.iter().copied().collect()), ports: &ports[of] };
                         let id = match known {
                             Some((id, _)) => {
-                                objects.replace(id, class, &new);
+                                objects.replace(id, class, &new, &mut changes);
                                 id
                             }
-                            None => objects.insert(&mut names, &key(which), found.unwrap_err(), class, &new),
+                            None => objects.insert(&mut names, &key(which), found.unwrap_err(), class, &new, &mut changes),
                         };
                         model.insert(which, (id, class, nets, of));
                     }
                 }
+                let nets_of = |model: &BTreeMap<usize, (u32, u32, BTreeSet<IpNet>, usize)>| {
+                    model.get(&which).map(|(_, _, nets, _)| nets.clone()).unwrap_or_default()
+                };
+                let (old, new) = (nets_of(&before), nets_of(&model));
+                let is_shared = |net: &IpNet| model.iter().any(|(other, (_, _, nets, _))| *other != which && nets.contains(net));
+                let expected: Vec<NetChange> = old
+                    .symmetric_difference(&new)
+                    .map(|net| NetChange { net: *net, added: new.contains(net), is_shared: is_shared(net) })
+                    .collect();
+                prop_assert_eq!(changes, expected);
                 prop_assert_eq!(objects.len(), model.len());
                 let mut owners: BTreeMap<IpNet, BTreeSet<(u32, u32)>> = BTreeMap::new();
                 for (id, class, nets, of) in model.values() {
@@ -576,7 +617,7 @@ mod tests {
                 }
             }
             for (id, ..) in model.into_values() {
-                objects.remove(&mut names, id);
+                objects.remove(&mut names, id, &mut Vec::new());
             }
             prop_assert!(objects.is_empty() && names.is_empty());
             prop_assert_eq!((objects.numbers, objects.addresses.numbers), (0, 0));

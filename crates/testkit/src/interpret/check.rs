@@ -1,7 +1,7 @@
 //! What the kernel and the tools refuse (netfilter.md 10.7).
 
 use model::Family;
-use program::{Action, ChainName, Match, Member, Rule, SetKind, SetSpec, Table, TableId};
+use program::{Action, ChainName, Match, Member, Members, Rule, SetKind, SetSpec, Table, TableId};
 
 use super::Kernel;
 
@@ -111,8 +111,8 @@ const fn words(condition: &Match) -> usize {
 }
 
 /// Whether the kernel takes the members of a set.
-pub(super) fn members<'a>(spec: &SetSpec, members: impl IntoIterator<Item = &'a Member>) -> Result<(), String> {
-    for member in members {
+pub(super) fn members(spec: &SetSpec, members: &Members) -> Result<(), String> {
+    for member in members.iter() {
         let is_of_kind = match (spec.kind, member) {
             (SetKind::Address, Member::Address(address)) => !address.is_unspecified(),
             (SetKind::Net, Member::Net(net)) => net.prefix_len() > 0,

@@ -1,9 +1,7 @@
 //! The model of the kernel, held against what the kernel is known to do.
 
-use std::collections::BTreeSet;
-
 use model::Family;
-use program::{ConnState, InterfaceMatch, Match, Protocol, SetKind, SetSpec, Side, TableChanges};
+use program::{ConnState, InterfaceMatch, Match, Members, Protocol, SetKind, SetSpec, Side, TableChanges};
 use verdict::{Connection, Packet};
 
 use super::*;
@@ -117,7 +115,7 @@ fn what_is_not_there_is_a_fault() {
 
     let mut delta = Changes::default();
     let name = SetName::new("cali40s:x").unwrap();
-    let change = SetChange::Delta { added: BTreeSet::new(), removed: BTreeSet::new() };
+    let change = SetChange::Delta { added: Members::default(), removed: Members::default() };
     delta.sets.insert((Family::V4, name.clone()), change);
     assert!(fault(&delta).contains("which is not there"));
     delta.sets.insert((Family::V4, name), SetChange::Remove);

@@ -99,7 +99,7 @@ impl State {
                         outcome = Err((done, SetError::Lost("cut".to_owned())));
                         break;
                     }
-                    if let Err(error) = add(set, *member) {
+                    if let Err(error) = add(set, member) {
                         outcome = Err((done, error));
                         break;
                     }
@@ -109,8 +109,8 @@ impl State {
             }
             Op::Remove { set: name, members } => {
                 let set = self.sets.get_mut(name.as_str()).ok_or_else(missing)?;
-                for member in members {
-                    set.members.remove(member);
+                for member in members.iter() {
+                    set.members.remove(&member);
                 }
                 self.set_changed(name.as_str());
             }
