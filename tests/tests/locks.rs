@@ -14,7 +14,7 @@ use felix_tests::bed::Vm;
 use felix_tests::data::{self, Event, Machine, SG_A, SG_B};
 use felix_tests::kernel::{Kernel, wait_for};
 use felix_tests::locks::{Hold, Watcher, children, hog, holder_of};
-use felix_tests::solo::{Solo, ghosts, groups};
+use felix_tests::solo::{Solo, ghosts, groups_of};
 use felix_tests::watch::Wrappers;
 use model::Family;
 use testkit::netns::Netns;
@@ -283,17 +283,27 @@ fn generation(netns: &Netns, variant: Variant) -> Option<u32> {
 /// writes a chain with the same rules. The bar is 1.2 times that on an idle machine (`make bench` has the exact figure); here the least of a
 /// few is compared, with 1.3 times, on a machine that has other things to do.
 #[test]
-fn the_lock_is_held_no_longer_than_the_kernel_needs_legacy() {
+fn the_lock_is_held_no_longer_than_the_kernel_needs_ipv4_legacy() {
+    shortly_held(Family::V4);
+}
+
+#[test]
+fn the_lock_is_held_no_longer_than_the_kernel_needs_ipv6_legacy() {
+    shortly_held(Family::V6);
+}
+
+fn shortly_held(family: Family) {
     const GROUPS: usize = 100;
     const RULES: usize = 100;
     if !end_to_end() {
         return;
     }
+    let tool = if family == Family::V4 { "iptables-legacy" } else { "ip6tables-legacy" };
     let solo = Solo::new().unwrap();
-    solo.store().put_all(groups(solo.content(), GROUPS, RULES, 0).unwrap()).unwrap();
+    solo.store().put_all(groups_of(solo.content(), family, GROUPS, RULES, 0).unwrap()).unwrap();
     let agent = solo.start(&solo.agent(Variant::Legacy)).unwrap();
-    let rules =
-        solo.host().sh("iptables-legacy-save -t filter | grep -c ^-A").unwrap().trim().parse::<usize>().unwrap();
+    let count = format!("{tool}-save -t filter | grep -c ^-A");
+    let rules = solo.host().sh(&count).unwrap().trim().parse::<usize>().unwrap();
     assert!(rules > 2 * GROUPS * RULES, "{rules} rules");
 
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
@@ -301,16 +311,17 @@ fn the_lock_is_held_no_longer_than_the_kernel_needs_legacy() {
         let (Some(ours), Some(floor)) = (ours.iter().min(), floor.iter().min()) else { return false };
         *ours <= *floor * 13 / 10 + Duration::from_millis(2)
     };
-    for round in 1..=15 {
+    for round in 1..=25 {
         let watcher = Watcher::start(&solo.lock()).unwrap();
-        solo.store().put_all(groups(solo.content(), 1, RULES, round).unwrap()).unwrap();
-        let first_rule = format!("198.51.{round}.");
+        solo.store().put_all(groups_of(solo.content(), family, 1, RULES, round).unwrap()).unwrap();
+        let first_rule =
+            if family == Family::V4 { format!("198.51.{round}.") } else { format!("2001:db8:{round}::/64") };
         wait_for(solo.host(), Variant::Legacy, "the changed rule", |kernel| kernel.mentions(&first_rule)).unwrap();
         ours.push(longest(&watcher.finish().unwrap()));
 
         // The same chain under another name. Its text is made before the lock is watched.
         let text = solo.directory().join("by-hand");
-        let chain = solo.host().sh(&chain_with(&first_rule)).unwrap();
+        let chain = solo.host().sh(&chain_with(tool, &first_rule)).unwrap();
         let lines = chain.lines().count();
         // Two of each, without the return at the end.
         assert_eq!(lines, 2 * RULES - 1, "rules in the chain");
@@ -322,7 +333,7 @@ fn the_lock_is_held_no_longer_than_the_kernel_needs_legacy() {
         std::fs::write(&text, format!("*filter\n:by-hand - [0:0]\n{renamed}COMMIT\n")).unwrap();
         let watcher = Watcher::start(&solo.lock()).unwrap();
         let by_hand = format!(
-            "XTABLES_LOCKFILE={} iptables-legacy-restore --noflush --wait 10 < {}",
+            "XTABLES_LOCKFILE={} {tool}-restore --noflush --wait 10 < {}",
             solo.lock().display(),
             text.display()
         );
@@ -333,14 +344,14 @@ fn the_lock_is_held_no_longer_than_the_kernel_needs_legacy() {
         }
     }
     let log = agent.stop().unwrap();
-    println!("{rules} rules: lock held for {ours:?}; by hand for {floor:?}");
+    println!("{family}, {rules} rules: lock held for {ours:?}; by hand for {floor:?}");
     assert!(enough(&ours, &floor), "{ours:?} where {floor:?} is needed\n{log}");
 }
 
 /// Returns the command that prints the rules of the chain that has a text.
-fn chain_with(text: &str) -> String {
+fn chain_with(tool: &str, text: &str) -> String {
     format!(
-        "saved=$(iptables-legacy-save -t filter)
+        "saved=$({tool}-save -t filter)
          chain=$(printf '%s\n' \"$saved\" | grep -F -- '{text}' | head -1 | cut -d' ' -f2)
          printf '%s\n' \"$saved\" | grep \"^-A $chain \""
     )

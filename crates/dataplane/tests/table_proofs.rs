@@ -1,4 +1,6 @@
 //! When a proof that nobody has changed a table makes do for reading it, without a kernel.
+//!
+//! One family: the driver does not know of which it is, nor does what stands in for the kernel here.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

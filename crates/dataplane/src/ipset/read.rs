@@ -30,6 +30,10 @@ pub(super) struct Sweep {
     queue: VecDeque<SetName>,
     current: Option<Comparison>,
     next: Option<Instant>,
+    /// All sets are compared, not some that were asked for.
+    of_all: bool,
+    /// That was not through when it was due again.
+    late: bool,
 }
 
 /// One set that was begun.
@@ -59,6 +63,21 @@ struct Reading {
 }
 
 impl Sweep {
+    /// The next comparison is due. Says once if the one before it is not through, which happens less often than
+    /// configured then (users.md U5.b); returns whether it said so.
+    fn tell_if_late(&mut self, period: Option<Duration>) -> bool {
+        let late = self.of_all && !self.queue.is_empty();
+        let news = late && !self.late;
+        if news {
+            let left = self.queue.len();
+            tracing::warn!(?period, left, "comparing the members of all sets takes longer than the refresh interval");
+        } else if self.late && !late {
+            tracing::info!(?period, "the members of all sets are compared as often as configured again");
+        }
+        self.late = late;
+        news
+    }
+
     /// When the next slice is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.next.filter(|_| !self.queue.is_empty())
@@ -169,10 +188,14 @@ impl IpSets {
         }
         let suspected = self.suspected;
         self.compared(now);
+        if !suspected {
+            self.sweep.tell_if_late(self.refresh);
+        }
         if !suspected && self.sweep.queue.is_empty() {
             let known = self.sets.iter().filter(|(_, set)| matches!(set.kernel, Kernel::Read { .. }));
             self.sweep.queue = known.map(|(name, _)| name.clone()).collect();
             self.sweep.next = Some(now);
+            self.sweep.of_all = true;
         }
     }
 
@@ -314,6 +337,7 @@ impl IpSets {
             }
             used = self.transport.now().saturating_duration_since(start);
         }
+        self.sweep.of_all &= !self.sweep.queue.is_empty();
         self.sweep.next = Some(now + used.saturating_mul(PAUSE_PER_WORK).max(SHORTEST_PAUSE));
     }
 
@@ -362,5 +386,25 @@ impl IpSets {
     pub(super) fn stop_sweep(&mut self) {
         self.sweep.current = None;
         self.transport.stop_reading();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comparison_that_outlasts_its_interval_is_said_once_until_one_does_not() {
+        let mut sweep = Sweep { of_all: true, ..Sweep::default() };
+        let period = Some(Duration::from_secs(90));
+        let steps = [(0, false), (2, true), (1, false), (0, false), (1, true)];
+        for (step, (left, news)) in steps.into_iter().enumerate() {
+            sweep.queue = (0..left).map(|number| SetName::fixed(&format!("cali40s:{number}"))).collect();
+            assert_eq!(sweep.tell_if_late(period), news, "step {step}");
+        }
+        // A set that is compared because somebody asked for it is none of all.
+        let mut sweep = Sweep::default();
+        sweep.first(SetName::fixed("cali40s:a"), Instant::now());
+        assert!(!sweep.tell_if_late(period));
     }
 }
