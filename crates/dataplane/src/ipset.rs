@@ -198,6 +198,8 @@ impl IpSets {
             if plan.is_empty() || !self.perform(plan, now, &mut report) {
                 break;
             }
+            // What is done is not gone through again: a member may have come into hundreds of sets.
+            self.forget_what_rests();
         }
         self.settle(now);
         report.held = self.failed_sets().map(|set| format!("set {}: {}", set.name, set.reason)).collect();
@@ -236,9 +238,13 @@ impl IpSets {
         } else {
             self.sweep.wait(now);
         }
-        let sets = &self.sets;
-        self.busy.retain(|name| sets.get(name).is_some_and(|set| !set.is_at_rest()));
+        self.forget_what_rests();
         report
+    }
+
+    fn forget_what_rests(&mut self) {
+        let Self { sets, busy, .. } = self;
+        busy.retain(|name| sets.get(name).is_some_and(|set| !set.is_at_rest()));
     }
 
     /// The wanted sets that are not in force, in order of their names. Rules that name them must not be
