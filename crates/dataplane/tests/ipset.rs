@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -377,27 +378,33 @@ fn nobody_sees_a_growing_set_without_its_members() {
         apply(&mut sets, now);
         sh("iptables-legacy -w -A OUTPUT -p udp --dport 9 -m set ! --match-set cali40grow dst -j REJECT
             ip route add 10.0.0.0/24 dev lo");
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let sent = std::thread::scope(|scope| {
+        let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-                let mut sent = 0u32;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     // A packet to a member of before; a reject is an error of the call.
-                    socket.send_to(b"x", "10.0.0.3:9").unwrap_or_else(|error| panic!("packet {sent}: {error}"));
-                    sent += 1;
+                    let number = sent.fetch_add(1, Ordering::Relaxed);
+                    socket.send_to(b"x", "10.0.0.3:9").unwrap_or_else(|error| panic!("packet {number}: {error}"));
                 }
-                sent
             });
+            // So that there are packets before, between and after the steps, however busy the machine is.
+            let some_packets = || {
+                let enough = sent.load(Ordering::Relaxed) + 20;
+                while sent.load(Ordering::Relaxed) < enough && !sender.is_finished() {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            };
+            some_packets();
             for step in 0..8 {
                 let more = addresses(9 << step >> 1..9 << step);
                 sets.want(Family::V4, &spec.name, SetChange::Delta { added: more, removed: Members::default() });
                 apply(&mut sets, now);
+                some_packets();
             }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            sender.join().unwrap()
+            stop.store(true, Ordering::Relaxed);
+            sender.join().unwrap();
         });
-        assert!(sent > 100, "{sent} packets");
         assert!(sh("ipset list -t cali40grow").contains("maxelem 2048"));
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         assert!(socket.send_to(b"x", "10.0.0.0:9").is_err(), "the rule is not in force");
