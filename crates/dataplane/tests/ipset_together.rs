@@ -1,5 +1,8 @@
 //! Operations on many sets in one request, against the real kernel: netlink does what the `ipset` program does, and says
 //! the same about what fails.
+//!
+//! One family: what is tested is how messages are put together and answered; that members of both are written as they
+//! must be is tested for one message at a time.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "test code")]
 
 use std::collections::BTreeMap;
