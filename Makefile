@@ -86,11 +86,11 @@ histories: setup
 # What is a choice of the caller, and what stands above.
 GIVEN = $(filter-out file undefined,$(origin $(1)))
 
-# Not as a release build: the assertions inside it count too, and what matters is optimised anyway.
+# Fast, and with the assertions inside it.
 simulate: setup
 	FELIX_SIMULATION=$(if $(call GIVEN,SEED),$(if $(call GIVEN,SIMULATE),$(SIMULATE),1),$(SIMULATE)) \
 	$(if $(call GIVEN,SEED),FELIX_SIMULATION_SEED=$(SEED)) \
-	$(CARGO) test --package felix-tests --test simulation -- --nocapture whatever_goes_wrong
+	$(CARGO) test --profile simulation --package felix-tests --test simulation -- --nocapture whatever_goes_wrong
 
 # Builds and tests anew for every fault: most of an hour on two cores. One copy of the tree per job, below
 # target/mutants; one run at a time; an interrupt ends it with all it started.

@@ -203,6 +203,38 @@ impl Kernel {
         self.sets.iter().map(|(name, set)| (name, &set.members))
     }
 
+    /// The members of a set that is there.
+    pub fn members(&self, name: &SetName) -> Option<&BTreeSet<Member>> {
+        self.sets.get(name).map(|set| &set.members)
+    }
+
+    /// Tells whether all chains of the other's tables of a family are here, with the same rules.
+    pub fn has_rules_of(&self, other: &Self, family: Family) -> bool {
+        let mut chains = other.chains.iter().filter(|((id, _), _)| id.family == family);
+        chains.all(|(key, chain)| self.chains.get(key).is_some_and(|mine| are_written_alike(&mine.rules, &chain.rules)))
+    }
+
+    /// The same with another's rules in one table of both families.
+    #[must_use]
+    pub fn with_table_of(&self, other: &Self, table: Table) -> Self {
+        let mut mixture = self.clone();
+        mixture.chains.retain(|(id, _), _| id.table != table);
+        let chains = other.chains.iter().filter(|((id, _), _)| id.table == table);
+        mixture.chains.extend(chains.map(|(key, chain)| (key.clone(), Arc::clone(chain))));
+        mixture.hooks.retain(|(id, _), _| id.table != table);
+        let hooks = other.hooks.iter().filter(|((id, _), _)| id.table == table);
+        mixture.hooks.extend(hooks.map(|(key, hooks)| (*key, hooks.clone())));
+        mixture
+    }
+
+    /// Tells whether a chain of the table has a rule that the other's does not have there.
+    pub fn has_more_rules_than(&self, other: &Self, table: Table) -> bool {
+        self.chains.iter().filter(|((id, _), _)| id.table == table).any(|(key, chain)| {
+            let others = other.chains.get(key).map(|chain| chain.rules.as_slice()).unwrap_or_default();
+            chain.rules.iter().any(|rule| !others.contains(rule))
+        })
+    }
+
     /// The hooks of the base chains.
     pub fn hooks(&self) -> impl Iterator<Item = (&(TableId, BaseChain), &Hooks)> {
         self.hooks.iter()

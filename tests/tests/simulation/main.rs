@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use run::{EVENTS, Outcome, run};
 
 /// Events of the ordinary run, beside which faults come.
-const ORDINARY: u64 = 30_000;
+const ORDINARY: u64 = 15_000;
 
 #[allow(clippy::disallowed_methods, reason = "how much is simulated is the caller's choice")]
 fn number(variable: &str) -> Option<u64> {

@@ -22,14 +22,14 @@ use dataplane::iptables::parse::is_our_chain;
 use dataplane::iptables::plan::PROBE_CHAIN;
 use dataplane::{ChainInsertMode, clock};
 use model::Family;
-use program::{Action, ChainName, Changes, Match, Member, Rule, SetName, TableId};
+use program::{Action, ChainName, Changes, Match, Member, Rule, SetName, Table, TableId};
 use testkit::interpret::{Bits, Fate, Fault, Kernel, Passage, Way};
 use testkit::kernel::{Changed, Observer, State, TableKey};
 use testkit::world::{Dice, Domain, PREFIX, Trip, UPLINK};
 use verdict::Packet;
 
 /// Protocol of our routes, by default (`RTPROT_BOOT`).
-const OURS: u8 = 3;
+pub(crate) const OURS: u8 = 3;
 
 /// Packets under observation.
 const PROBES: usize = 12;
@@ -241,7 +241,12 @@ impl Window {
         if states.len() < 2 {
             return;
         }
+        let crossings = crossings(states);
         for probe in &mut self.probes {
+            if crossings.iter().any(|crossing| passes(crossing, probe)) {
+                (probe.is_mixed, probe.is_in_transit) = (true, true);
+                continue;
+            }
             probe.is_mixed = probe.is_allowed || may_pass_mixed(states, &varying, probe);
             probe.is_in_transit = match &states[..] {
                 [old, new] => {
@@ -320,6 +325,9 @@ impl Window {
         let is_orderly = self.states.len() == 2
             && state.counts.set_faults == self.set_faults
             && clock::now() < self.began + PATIENCE;
+        if is_orderly {
+            self.follow_members(state, changed);
+        }
         for probe in &self.probes {
             self.judged += 1;
             if probe.is_allowed {
@@ -367,6 +375,26 @@ impl Window {
                 self.findings.push(format!("chain {name} of {id:?} is of no program and was not there before"));
             }
         }
+    }
+
+    /// Members that come are there before the rules change, members that go stay until then (netfilter.md 19.1).
+    fn follow_members(&mut self, state: &State, changed: Changed) {
+        let [old, new] = &self.states[..] else { return };
+        let view = state.view();
+        let of = |name: &SetName| if name.as_str().starts_with("cali4") { Family::V4 } else { Family::V6 };
+        let lacks =
+            |name: &SetName, members: &BTreeSet<Member>| view.members(name).is_none_or(|now| !members.is_subset(now));
+        let finding = match changed {
+            Changed::Table(key) => new
+                .sets()
+                .find(|(name, members)| of(name) == key.family && lacks(name, members))
+                .map(|(name, _)| format!("{key:?} was written before {name} had all members")),
+            _ => old
+                .sets()
+                .find(|(name, members)| lacks(name, members) && !view.has_rules_of(new, of(name)))
+                .map(|(name, _)| format!("{name} lost members before the rules changed")),
+        };
+        self.findings.extend(finding);
     }
 
     /// No way leads to a workload before its filter is there.
@@ -422,6 +450,21 @@ fn fate(kernel: &Kernel, probe: &Probe) -> Result<Fate, Fault> {
         local: &[],
     };
     kernel.walk(passage).map(|journey| journey.fate)
+}
+
+/// Known and not programmed: where a change of the raw table lets some more packets through and others no longer
+/// (`allowSourcePrefixes` that come and go in one batch), the whole table waits for the filter, so that for a moment the
+/// old raw table stands before the new filter.
+fn crossings(states: &[Kernel]) -> Vec<Kernel> {
+    let mut crossings = Vec::new();
+    for (at, new) in states.iter().enumerate() {
+        for old in states.iter().take(at) {
+            if old.has_more_rules_than(new, Table::Raw) && new.has_more_rules_than(old, Table::Raw) {
+                crossings.push(new.with_table_of(old, Table::Raw));
+            }
+        }
+    }
+    crossings
 }
 
 /// Sets and two kinds of members that each may have, independently of the others.

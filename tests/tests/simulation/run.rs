@@ -21,7 +21,7 @@ use testkit::kernel::{Link, SimKernel, State};
 use testkit::world::{Dice, Domain, PREFIX, UPLINK};
 
 use crate::agent::{Setup, Shared, live};
-use crate::probes::{Judged, Probes};
+use crate::probes::{Judged, OURS, Probes};
 
 /// Events of one world.
 pub(crate) const EVENTS: u64 = 1000;
@@ -333,7 +333,8 @@ impl World {
         }
         let insert_mode = self.setup.dataplane.insert_mode;
         if let Some(lack) = self.probes.lacks(&self.kernel.state(), insert_mode).first() {
-            return Err(format!("the kernel is not as the last program says: {lack}"));
+            let refresh = self.setup.dataplane.table_refresh;
+            return Err(format!("({:?}, refresh {refresh:?}) not as the last program says: {lack}", self.mood));
         }
         if self.mood == Mood::Calm
             && let Some(address) = self.kernel.state().orphans().first()
@@ -377,11 +378,12 @@ impl World {
         if let Some(finding) = probes.take_findings().first() {
             return Err(format!("a new agent on an empty kernel: {finding}"));
         }
+        let refreshes = self.setup.dataplane.route_refresh.is_some();
         let (here, there) = (self.kernel.state(), fresh.state());
         let facts = [
             ("tables", tables(&here), tables(&there)),
             ("sets", sets(&here), sets(&there)),
-            ("routes", routes(&here), routes(&there)),
+            ("routes", routes(&here, refreshes), routes(&there, refreshes)),
             ("settings", settings(&here), settings(&there)),
         ];
         for (what, here, there) in facts {
@@ -421,12 +423,13 @@ fn sets(state: &State) -> Vec<String> {
     ours.map(|(name, set)| format!("{name} {set:?}")).collect()
 }
 
-/// Routes of workload interfaces.
-fn routes(state: &State) -> Vec<String> {
+/// Routes of workload interfaces. What others put there goes at the refresh (host.md 7.4), if there is one.
+fn routes(state: &State, refreshes: bool) -> Vec<String> {
     let workload = |index: u32| state.links.iter().any(|(name, link)| link.index == index && name.starts_with(PREFIX));
     let mut lines = Vec::new();
     for family in Family::BOTH {
         let routes = state.routes.get(&family).into_iter().flatten().filter(|(_, route)| workload(route.index));
+        let routes = routes.filter(|(_, route)| refreshes || route.protocol == OURS);
         lines.extend(routes.map(|route| format!("{route:?}")));
     }
     lines.sort();
