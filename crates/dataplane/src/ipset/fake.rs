@@ -36,8 +36,6 @@ pub(crate) struct FakeKernel {
     pub(crate) deaf: u32,
     /// Does not answer any more after so many calls.
     pub(crate) deaf_after: Option<u32>,
-    /// The next removal of members fails so.
-    pub(crate) stubborn: Option<SetError>,
     /// Leaves out so many of the next answers' proof that they are complete, and half of their contents.
     pub(crate) interrupted: u32,
     /// Errors for the next reads of single sets.
@@ -62,7 +60,6 @@ impl FakeTransport {
             reads: 0,
             deaf: 0,
             deaf_after: None,
-            stubborn: None,
             interrupted: 0,
             unreadable: VecDeque::new(),
             plain: false,
@@ -134,9 +131,6 @@ impl FakeKernel {
                 }
             }
             Op::Remove { set, members } => {
-                if let Some(error) = self.stubborn.take() {
-                    return Err((0, error));
-                }
                 let set = self.set(set).map_err(|error| (0, error))?;
                 for member in members.iter() {
                     set.members.remove(&member);

@@ -625,23 +625,6 @@ fn without_an_answer_everything_is_read_again_later() {
     assert_eq!(bed.state(), ["cali40a=10.0.0.0/8,11.0.0.0/8"]);
 }
 
-/// A member that stays is a permission that stays: the batch is not in force.
-#[test]
-fn members_that_could_not_be_taken_out_are_waited_for() {
-    let mut bed = Bed::new();
-    bed.want("cali40a", "10.0.0.0/8 11.0.0.0/8");
-    bed.apply();
-    bed.change("cali40a", "", "11.0.0.0/8");
-    bed.kernel.kernel().stubborn = Some(SetError::Other("out of memory".to_owned()));
-    assert_eq!(bed.apply().1.len(), 1);
-    let waiting = bed.sets.write_additions(bed.now).waiting;
-    assert_eq!(waiting.as_deref(), Some("out of memory"), "not before the pause is over");
-    bed.now = bed.sets.next_due().unwrap().0;
-    assert_eq!(bed.sets.write_additions(bed.now).waiting, None, "its time has come");
-    bed.apply();
-    assert_eq!(bed.state(), ["cali40a=10.0.0.0/8"]);
-}
-
 #[derive(Clone, Debug)]
 enum Step {
     Want(usize, Vec<u8>, bool),

@@ -198,6 +198,10 @@ impl FamilyTables {
 
     /// Waits for something that calls for an apply. May be given up at any time.
     pub async fn watch(&mut self) -> News {
+        if !self.is_busy() && self.drivers.iter().any(TableDriver::is_in_doubt) {
+            // It was told during the last apply, when the table had had its turn.
+            return News::ForeignChange;
+        }
         loop {
             match &mut self.link {
                 Link::Free(transport) => {

@@ -373,6 +373,12 @@ impl TableDriver {
             && (self.dirty.is_empty() || self.dirty.is_subset(&self.kept()))
     }
 
+    /// Returns whether the table was read once and must be read again, in whole or in part, with nothing in the way.
+    pub fn is_in_doubt(&self) -> bool {
+        let is_doubted = self.view.is_none() || !self.doubtful.is_empty();
+        is_doubted && self.read_at.is_some() && matches!(self.step, Step::Rest) && self.backoff.due().is_none()
+    }
+
     /// Returns whether everything wanted was in force at some time since the start.
     pub fn was_settled(&self) -> bool {
         self.settled_once
