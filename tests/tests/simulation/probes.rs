@@ -389,7 +389,7 @@ impl Window {
                 .sets()
                 .find(|(name, members)| of(name) == key.family && lacks(name, members))
                 .map(|(name, _)| format!("{key:?} was written before {name} had all members")),
-            _ => old
+            Changed::Set | Changed::Route(_) | Changed::Neighbour | Changed::Setting => old
                 .sets()
                 .find(|(name, members)| lacks(name, members) && !view.has_rules_of(new, of(name)))
                 .map(|(name, _)| format!("{name} lost members before the rules changed")),
